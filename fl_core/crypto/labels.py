@@ -1,0 +1,73 @@
+"""Every domain-separation label, and the one way in which fields are joined under a label.
+
+Each field is length-prefixed, so that no two different lists of fields give the same bytes.
+"""
+
+import hashlib
+import struct
+
+from fl_core.errors import CryptoError
+
+ROSTER = b"tacit/roster/v1"
+PLAN = b"tacit/plan/v1"
+MANIFEST = b"tacit/manifest/v1"
+MODEL = b"tacit/model/v1"
+CONTEXT = b"tacit/context/v1"
+INDEX_SET = b"tacit/set/v1"
+ADVERTISEMENT = b"tacit/advertisement/v1"
+SEED_COMMITMENT = b"tacit/seed-commitment/v1"
+SHARE_KEY = b"tacit/share-key/v1"
+SHARE_DATA = b"tacit/share-data/v1"
+PAIR_MASK = b"tacit/pair-mask/v1"
+SELF_MASK = b"tacit/self-mask/v1"
+SURVIVORS = b"tacit/survivors/v1"
+AGGREGATE = b"tacit/aggregate/v1"
+
+Field = bytes | str | int | float | bool
+
+
+def encode_fields(label: bytes, *fields: Field) -> bytes:
+    """Join `fields` under `label`, each with its type and its length in front.
+
+    Args:
+        label: a constant of this module.
+        fields: bytes, text (UTF-8), integers (signed, 64 bits), floats (IEEE 754, 64 bits) or booleans.
+
+    Returns:
+        The unambiguous encoding, as it is hashed, signed or given to HKDF.
+
+    Raises:
+        CryptoError: an integer does not fit 64 bits.
+    """
+    return b"".join((struct.pack(">I", len(label)), label, *(_encode(field) for field in fields)))
+
+
+def digest_fields(label: bytes, *fields: Field) -> bytes:
+    """SHA-256 of `encode_fields`, 32 bytes."""
+    return hashlib.sha256(encode_fields(label, *fields)).digest()
+
+
+def _encode(field: Field) -> bytes:
+    tag, body = _tagged(field)
+    return tag + struct.pack(">Q", len(body)) + body
+
+
+def _tagged(field: Field) -> tuple[bytes, bytes]:
+    match field:
+        case bool():
+            return b"?", bytes([field])
+        case bytes():
+            return b"b", field
+        case str():
+            return b"s", field.encode()
+        case float():
+            return b"d", struct.pack(">d", field)
+        case _:
+            return b"i", _encode_integer(field)
+
+
+def _encode_integer(field: int) -> bytes:
+    try:
+        return struct.pack(">q", field)
+    except struct.error as error:
+        raise CryptoError("a field does not fit its encoding", expected="a 64-bit integer", got=field) from error

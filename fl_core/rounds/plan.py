@@ -1,0 +1,264 @@
+"""The plan of one attempt: what the coordinator proposes and every other party checks before it takes part."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from enum import StrEnum
+from math import isfinite
+from types import MappingProxyType
+from typing import NewType
+
+from fl_core.codec.spec import CodecSpec
+from fl_core.codec.tensors import TensorManifest
+from fl_core.crypto import labels
+from fl_core.errors import PlanError
+from fl_core.secagg.context import SessionContext
+
+ClientId = NewType("ClientId", str)
+JobId = NewType("JobId", str)
+Scalar = bool | int | float | str
+
+HEADER_COORDINATES = 2
+"""Coordinates in front of the quantised update: the site's weight, and a one that counts it."""
+
+MAX_CHUNK_BYTES = 1 << 20
+MAX_COHORT = 16_384
+
+
+class Aggregation(StrEnum):
+    """How the updates of a cohort become their sum."""
+
+    PLAIN = "plain"
+    SECAGG = "secagg"
+
+
+@dataclass(frozen=True, slots=True)
+class RosterEntry:
+    """A site of the cohort and the SHA-256 of its certificate (DER)."""
+
+    client_id: ClientId
+    certificate_sha256: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceEndpoint:
+    """Where a service listens (host:port), its id, and the SHA-256 of its certificate (DER)."""
+
+    service_id: str
+    address: str
+    certificate_sha256: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseBounds:
+    """A phase ends when everybody answered, or after `min_seconds` when enough did; it fails at `max_seconds`.
+
+    Raises:
+        PlanError: 0 <= min_seconds <= max_seconds does not hold.
+    """
+
+    min_seconds: float
+    max_seconds: float
+
+    def __post_init__(self) -> None:
+        if not (isfinite(self.max_seconds) and 0 <= self.min_seconds <= self.max_seconds and self.max_seconds > 0):
+            raise PlanError(
+                "the bounds of a phase are out of range",
+                expected="0 <= min_seconds <= max_seconds, finite",
+                got=f"{self.min_seconds} and {self.max_seconds}",
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseSchedule:
+    """The time bounds of every phase. The counts follow from cohort and threshold."""
+
+    recruiting: PhaseBounds = PhaseBounds(1.0, 600.0)
+    advertising: PhaseBounds = PhaseBounds(5.0, 60.0)
+    sharing: PhaseBounds = PhaseBounds(5.0, 60.0)
+    uploading: PhaseBounds = PhaseBounds(3600.0, 3600.0)
+    signing: PhaseBounds = PhaseBounds(2.0, 60.0)
+    revealing: PhaseBounds = PhaseBounds(2.0, 60.0)
+
+
+@dataclass(frozen=True, slots=True)
+class RoundPlan:
+    """One attempt at one round.
+
+    Args:
+        job_id: the job.
+        round_id: counts from 1.
+        attempt: counts from 1 within the round.
+        aggregation: masked or plain.
+        model_version: the version that the sites train from.
+        model_digest: 32 bytes, see `fl_core.wire.chunks`.
+        manifest: names, dtypes and shapes of the model.
+        codec: how an update becomes integers.
+        threshold: t; in a plain attempt the smallest cohort.
+        min_survivors: smallest number of uploads that may be summed.
+        max_dropout: fraction of sites that the attempt must survive losing.
+        max_corrupt: fraction of sites assumed to collude with the servers.
+        max_weight: largest weight of one site, a sample count.
+        chunk_bytes: payload of one chunk of an upload.
+        schedule: time bounds.
+        aggregator: where updates go.
+        keyserver: where keys are exchanged; None in a plain attempt.
+        training: options for the trainer.
+        roster: the cohort, by ascending client_id.
+
+    Raises:
+        PlanError: a value is out of range or the parts do not fit together.
+    """
+
+    job_id: JobId
+    round_id: int
+    attempt: int
+    aggregation: Aggregation
+    model_version: int
+    model_digest: bytes
+    manifest: TensorManifest
+    codec: CodecSpec
+    threshold: int
+    min_survivors: int
+    max_dropout: float
+    max_corrupt: float
+    max_weight: int
+    chunk_bytes: int
+    schedule: PhaseSchedule
+    aggregator: ServiceEndpoint
+    keyserver: ServiceEndpoint | None
+    roster: tuple[RosterEntry, ...]
+    training: Mapping[str, Scalar] = field(default_factory=lambda: MappingProxyType({}))
+
+    def __post_init__(self) -> None:
+        self._check_numbers()
+        self._check_roster()
+        self.codec.check_cohort(len(self.roster))
+        if self.max_weight >= 1 << self.codec.bits:
+            raise PlanError(
+                "max_weight does not fit the codec", expected=f"below 2**{self.codec.bits}", got=self.max_weight
+            )
+        if (self.keyserver is None) != (self.aggregation is Aggregation.PLAIN):
+            raise PlanError("a key server belongs to a secure attempt and to no other", got=self.aggregation.value)
+
+    def _check_numbers(self) -> None:
+        if self.round_id < 1 or self.attempt < 1:
+            raise PlanError("round and attempt count from 1", got=f"round {self.round_id}, attempt {self.attempt}")
+        if len(self.model_digest) != 32:
+            raise PlanError("the model digest has the wrong length", expected="32 bytes", got=len(self.model_digest))
+        if not 1 <= self.threshold <= self.min_survivors <= len(self.roster):
+            raise PlanError(
+                "threshold and min_survivors are out of range",
+                expected=f"1 <= threshold <= min_survivors <= {len(self.roster)}",
+                got=f"{self.threshold} and {self.min_survivors}",
+            )
+        for name in ("max_dropout", "max_corrupt"):
+            if not 0 <= getattr(self, name) < 1:
+                raise PlanError(f"{name} is out of range", expected="0 <= x < 1", got=getattr(self, name))
+        if self.max_weight < 1:
+            raise PlanError("max_weight is out of range", expected=">= 1", got=self.max_weight)
+        if not (0 < self.chunk_bytes <= MAX_CHUNK_BYTES and self.chunk_bytes % 8 == 0):
+            raise PlanError(
+                "chunk_bytes is out of range", expected=f"a multiple of 8 up to {MAX_CHUNK_BYTES}", got=self.chunk_bytes
+            )
+
+    def _check_roster(self) -> None:
+        if not 0 < len(self.roster) <= MAX_COHORT:
+            raise PlanError("the cohort is out of range", expected=f"1 to {MAX_COHORT} sites", got=len(self.roster))
+        ids = [entry.client_id for entry in self.roster]
+        if ids != sorted(set(ids)):
+            raise PlanError("the roster is not in order", expected="distinct client_ids, ascending")
+        if len({entry.certificate_sha256 for entry in self.roster}) != len(ids):
+            raise PlanError("a certificate stands twice in the roster", expected="one site per certificate")
+
+    @property
+    def length(self) -> int:
+        """Coordinates of an upload: the header and the model."""
+        return HEADER_COORDINATES + self.manifest.size
+
+    @property
+    def roster_digest(self) -> bytes:
+        """32 bytes that stand for who may take part."""
+        pairs = ((entry.client_id, entry.certificate_sha256) for entry in self.roster)
+        return labels.digest_fields(labels.ROSTER, *(part for pair in pairs for part in pair))
+
+    @property
+    def plan_digest(self) -> bytes:
+        """32 bytes that stand for everything but the roster."""
+        return labels.digest_fields(
+            labels.PLAN, *self._scalar_fields(), *self._endpoint_fields(), *self._training_fields()
+        )
+
+    @property
+    def binding(self) -> bytes:
+        """The context to which everything of this attempt is bound, 32 bytes."""
+        return labels.digest_fields(
+            labels.CONTEXT,
+            self.job_id,
+            self.round_id,
+            self.attempt,
+            self.model_digest,
+            self.plan_digest,
+            self.roster_digest,
+        )
+
+    @property
+    def session_id(self) -> bytes:
+        """16 bytes that name this attempt on the wire and in logs."""
+        return self.binding[:16]
+
+    def session_context(self) -> SessionContext:
+        """The facts that secure aggregation needs.
+
+        Raises:
+            PlanError: threshold or cohort cannot hold a secure attempt.
+        """
+        return SessionContext(
+            binding=self.binding,
+            size=len(self.roster),
+            threshold=self.threshold,
+            min_survivors=self.min_survivors,
+            ring_bits=self.codec.ring_bits,
+            length=self.length,
+        )
+
+    def index_of(self, client_id: str) -> int:
+        """Place of a site in the roster.
+
+        Raises:
+            PlanError: the site is not in it.
+        """
+        for index, entry in enumerate(self.roster):
+            if entry.client_id == client_id:
+                return index
+        raise PlanError("the site is not in the roster of this attempt", expected="an invited site", got=client_id)
+
+    def _scalar_fields(self) -> list[labels.Field]:
+        scalars: list[labels.Field] = [
+            self.job_id,
+            self.round_id,
+            self.attempt,
+            self.aggregation.value,
+            self.model_version,
+            self.model_digest,
+            self.manifest.digest(),
+            float(self.codec.clip),
+            self.codec.bits,
+            self.codec.ring_bits,
+            self.threshold,
+            self.min_survivors,
+            float(self.max_dropout),
+            float(self.max_corrupt),
+            self.max_weight,
+            self.chunk_bytes,
+        ]
+        for phase in fields(self.schedule):
+            bounds: PhaseBounds = getattr(self.schedule, phase.name)
+            scalars += [float(bounds.min_seconds), float(bounds.max_seconds)]
+        return scalars
+
+    def _endpoint_fields(self) -> list[labels.Field]:
+        endpoints = [self.aggregator] if self.keyserver is None else [self.aggregator, self.keyserver]
+        return [part for end in endpoints for part in (end.service_id, end.address, end.certificate_sha256)]
+
+    def _training_fields(self) -> list[labels.Field]:
+        return [part for name in sorted(self.training) for part in (name, self.training[name])]

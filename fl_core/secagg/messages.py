@@ -1,0 +1,101 @@
+"""The messages of secure aggregation, as values. Sites are named by their index in the roster.
+
+Source: Bonawitz et al. 2017, Practical Secure Aggregation for Privacy-Preserving Machine Learning, figure 4.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+RingVector = npt.NDArray[np.unsignedinteger]
+"""(d,) unsigned integers below 2**ring_bits, in the lane of the ring: uint8, uint16, uint32 or uint64."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeyAdvertisement:
+    """Round 0, site to key server: two X25519 public keys and the commitment to the self-mask seed, signed."""
+
+    index: int
+    cipher_public_key: bytes
+    mask_public_key: bytes
+    self_seed_commitment: bytes
+    certificate_der: bytes
+    signature: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class KeyDirectory:
+    """Round 0, key server to U1: everybody's advertisement, by ascending index."""
+
+    advertisements: tuple[KeyAdvertisement, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SealedShare:
+    """Round 1: the shares of one sender for one recipient, encrypted and authenticated."""
+
+    sender: int
+    recipient: int
+    ciphertext: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class SealedShares:
+    """Round 1, site to key server: one for every other member of U1."""
+
+    shares: tuple[SealedShare, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RelayedShares:
+    """Round 1, key server to one site: what every other member of U2 sealed for it."""
+
+    shares: tuple[SealedShare, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MaskedInput:
+    """Round 2, site to aggregator: the vector under its masks."""
+
+    index: int
+    vector: RingVector = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class SurvivorSet:
+    """Round 3, key server to U3: who uploaded, by ascending index."""
+
+    survivors: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SurvivorSignature:
+    """Round 3, site to key server: a signature over the context, U1, U2 and the U3 that it was told."""
+
+    index: int
+    signature: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ConsistencyProof:
+    """Round 3, key server to U4: the signatures of U4, by ascending index."""
+
+    signatures: tuple[SurvivorSignature, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RevealedShare:
+    """A share of one secret of `owner`."""
+
+    owner: int
+    share: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class RevealedShares:
+    """Round 4, site to key server: for each peer of U2 exactly one kind of share."""
+
+    index: int
+    self_seed_shares: tuple[RevealedShare, ...]
+    mask_key_shares: tuple[RevealedShare, ...]
