@@ -213,6 +213,7 @@ class UploadRecord(google.protobuf.message.Message):
     reason: fl_core.wire.v1.round_pb2.DropoutReason.ValueType
     detail: builtins.str
     bytes: builtins.int
+    """Message bytes received for this upload."""
     def __init__(
         self,
         *,

@@ -555,40 +555,20 @@ global___CancelJobResponse = CancelJobResponse
 class AggregateHeader(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    @typing.final
-    class BytesUpEntry(google.protobuf.message.Message):
-        DESCRIPTOR: google.protobuf.descriptor.Descriptor
-
-        KEY_FIELD_NUMBER: builtins.int
-        VALUE_FIELD_NUMBER: builtins.int
-        key: builtins.str
-        value: builtins.int
-        def __init__(
-            self,
-            *,
-            key: builtins.str = ...,
-            value: builtins.int = ...,
-        ) -> None: ...
-        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
-
     INFO_FIELD_NUMBER: builtins.int
     STREAM_FIELD_NUMBER: builtins.int
-    BYTES_UP_FIELD_NUMBER: builtins.int
     @property
     def info(self) -> fl_core.wire.v1.round_pb2.AggregateInfo: ...
     @property
     def stream(self) -> fl_core.wire.v1.tensors_pb2.StreamHeader: ...
-    @property
-    def bytes_up(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.int]: ...
     def __init__(
         self,
         *,
         info: fl_core.wire.v1.round_pb2.AggregateInfo | None = ...,
         stream: fl_core.wire.v1.tensors_pb2.StreamHeader | None = ...,
-        bytes_up: collections.abc.Mapping[builtins.str, builtins.int] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["info", b"info", "stream", b"stream"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["bytes_up", b"bytes_up", "info", b"info", "stream", b"stream"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["info", b"info", "stream", b"stream"]) -> None: ...
 
 global___AggregateHeader = AggregateHeader
 

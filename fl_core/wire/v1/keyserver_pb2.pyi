@@ -211,21 +211,63 @@ global___IndexedDropout = IndexedDropout
 class ExchangeClosed(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
+    @typing.final
+    class BytesUpEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.int
+        value: builtins.int
+        def __init__(
+            self,
+            *,
+            key: builtins.int = ...,
+            value: builtins.int = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
+    @typing.final
+    class BytesDownEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.int
+        value: builtins.int
+        def __init__(
+            self,
+            *,
+            key: builtins.int = ...,
+            value: builtins.int = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
     ADVERTISED_FIELD_NUMBER: builtins.int
     SHARED_FIELD_NUMBER: builtins.int
+    BYTES_UP_FIELD_NUMBER: builtins.int
+    BYTES_DOWN_FIELD_NUMBER: builtins.int
     @property
     def advertised(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """U1 and U2."""
 
     @property
     def shared(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
+    @property
+    def bytes_up(self) -> google.protobuf.internal.containers.ScalarMap[builtins.int, builtins.int]:
+        """Message bytes of the exchange, by index."""
+
+    @property
+    def bytes_down(self) -> google.protobuf.internal.containers.ScalarMap[builtins.int, builtins.int]: ...
     def __init__(
         self,
         *,
         advertised: collections.abc.Iterable[builtins.int] | None = ...,
         shared: collections.abc.Iterable[builtins.int] | None = ...,
+        bytes_up: collections.abc.Mapping[builtins.int, builtins.int] | None = ...,
+        bytes_down: collections.abc.Mapping[builtins.int, builtins.int] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["advertised", b"advertised", "shared", b"shared"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["advertised", b"advertised", "bytes_down", b"bytes_down", "bytes_up", b"bytes_up", "shared", b"shared"]) -> None: ...
 
 global___ExchangeClosed = ExchangeClosed
 
@@ -325,11 +367,45 @@ global___UnmaskRequest = UnmaskRequest
 class UnmaskResponse(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
+    @typing.final
+    class BytesUpEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.int
+        value: builtins.int
+        def __init__(
+            self,
+            *,
+            key: builtins.int = ...,
+            value: builtins.int = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
+    @typing.final
+    class BytesDownEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.int
+        value: builtins.int
+        def __init__(
+            self,
+            *,
+            key: builtins.int = ...,
+            value: builtins.int = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
     FAILURE_FIELD_NUMBER: builtins.int
     DETAIL_FIELD_NUMBER: builtins.int
     DROPOUTS_FIELD_NUMBER: builtins.int
     SIGNED_FIELD_NUMBER: builtins.int
     REVEALED_FIELD_NUMBER: builtins.int
+    BYTES_UP_FIELD_NUMBER: builtins.int
+    BYTES_DOWN_FIELD_NUMBER: builtins.int
     failure: fl_core.wire.v1.round_pb2.AbandonReason.ValueType
     """Set when no mask was released."""
     detail: builtins.str
@@ -341,6 +417,12 @@ class UnmaskResponse(google.protobuf.message.Message):
 
     @property
     def revealed(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
+    @property
+    def bytes_up(self) -> google.protobuf.internal.containers.ScalarMap[builtins.int, builtins.int]:
+        """Message bytes of rounds 3 and 4, by index."""
+
+    @property
+    def bytes_down(self) -> google.protobuf.internal.containers.ScalarMap[builtins.int, builtins.int]: ...
     def __init__(
         self,
         *,
@@ -349,8 +431,10 @@ class UnmaskResponse(google.protobuf.message.Message):
         dropouts: collections.abc.Iterable[global___IndexedDropout] | None = ...,
         signed: collections.abc.Iterable[builtins.int] | None = ...,
         revealed: collections.abc.Iterable[builtins.int] | None = ...,
+        bytes_up: collections.abc.Mapping[builtins.int, builtins.int] | None = ...,
+        bytes_down: collections.abc.Mapping[builtins.int, builtins.int] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["detail", b"detail", "dropouts", b"dropouts", "failure", b"failure", "revealed", b"revealed", "signed", b"signed"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["bytes_down", b"bytes_down", "bytes_up", b"bytes_up", "detail", b"detail", "dropouts", b"dropouts", "failure", b"failure", "revealed", b"revealed", "signed", b"signed"]) -> None: ...
 
 global___UnmaskResponse = UnmaskResponse
 
