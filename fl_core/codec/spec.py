@@ -1,12 +1,15 @@
 """How a float update becomes integers of a ring: the part of a plan that the codec reads."""
 
 from dataclasses import dataclass
-from math import isfinite
 
 from fl_core.errors import PlanError
 
+CLIP_MIN, CLIP_MAX = 1e-30, 1e30
 BITS = range(1, 25)
 RING_BITS = range(8, 33)
+
+HEADER_COORDINATES = 2
+"""Coordinates in front of the quantised update: the site's weight, and a one that counts it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,7 +17,7 @@ class CodecSpec:
     """Stochastic uniform quantisation of a clipped update.
 
     Args:
-        clip: largest magnitude of a coordinate that is kept, model units, > 0.
+        clip: largest magnitude of a coordinate that is kept, model units, 1e-30 to 1e30 so that sums fit float32.
         bits: bits of one site's coordinate, 1 to 24.
         ring_bits: bits of a coordinate of the sum, 8 to 32.
 
@@ -27,8 +30,8 @@ class CodecSpec:
     ring_bits: int
 
     def __post_init__(self) -> None:
-        if not (isfinite(self.clip) and self.clip > 0):
-            raise PlanError("the clip is out of range", expected="a finite number > 0", got=self.clip)
+        if not CLIP_MIN <= self.clip <= CLIP_MAX:
+            raise PlanError("the clip is out of range", expected=f"{CLIP_MIN} to {CLIP_MAX}", got=self.clip)
         if self.bits not in BITS:
             raise PlanError("the codec's bits are out of range", expected="1 to 24", got=self.bits)
         if self.ring_bits not in RING_BITS:

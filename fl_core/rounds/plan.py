@@ -7,6 +7,7 @@ from math import isfinite
 from types import MappingProxyType
 from typing import NewType
 
+from fl_core.codec.spec import HEADER_COORDINATES as HEADER_COORDINATES
 from fl_core.codec.spec import CodecSpec
 from fl_core.codec.tensors import TensorManifest
 from fl_core.crypto import labels
@@ -16,9 +17,6 @@ from fl_core.secagg.context import SessionContext
 ClientId = NewType("ClientId", str)
 JobId = NewType("JobId", str)
 Scalar = bool | int | float | str
-
-HEADER_COORDINATES = 2
-"""Coordinates in front of the quantised update: the site's weight, and a one that counts it."""
 
 MAX_CHUNK_BYTES = 1 << 20
 MAX_COHORT = 16_384

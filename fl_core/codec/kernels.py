@@ -1,0 +1,35 @@
+"""Which kernels run: compiled ones for large vectors, numpy for small ones. Both give the same bits."""
+
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from fl_core.codec import kernels_numpy
+from fl_core.codec.tensors import FloatVector, RingVector
+
+COMPILED_FROM = 1 << 18
+"""Coordinates from which loading numba (about a second) pays."""
+
+
+class Kernels(Protocol):
+    """The functions that touch every coordinate; see `kernels_numpy` for what they mean."""
+
+    def quantize(
+        self, update: FloatVector, scale: float, clip: float, bits: int, uniform: FloatVector, out: RingVector, /
+    ) -> None: ...
+
+    def dequantize_sum(self, levels: RingVector, offset: float, step: float, out: FloatVector, /) -> None: ...
+
+    def pack(self, vector: RingVector, bits: int, out: npt.NDArray[np.uint8], /) -> None: ...
+
+    def unpack(self, data: npt.NDArray[np.uint8], bits: int, out: RingVector, /) -> None: ...
+
+
+def kernels_for(length: int) -> Kernels:
+    """The kernels for a vector of `length` coordinates."""
+    if length < COMPILED_FROM:
+        return kernels_numpy
+    from fl_core.codec import kernels_numba
+
+    return kernels_numba

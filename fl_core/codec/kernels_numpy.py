@@ -1,0 +1,85 @@
+"""What the compiled kernels compute, in numpy: their definition, and what runs for small models.
+
+Flat, contiguous arrays come in, `out` comes last and is filled. Every function here has a twin of the same name
+in `kernels_numba` that gives the same bits.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+FloatVector = npt.NDArray[np.float32]
+ByteVector = npt.NDArray[np.uint8]
+RingVector = npt.NDArray[np.unsignedinteger]
+
+BLOCK = 1 << 16
+"""Coordinates that are worked on at a time, so that no intermediate result is as large as a model. A multiple of 8."""
+
+
+def quantize(update: FloatVector, scale: float, clip: float, bits: int, uniform: FloatVector, out: RingVector) -> None:
+    """Clamp to [-clip, clip], multiply by `scale`, and round stochastically onto 2**bits levels of [-clip, clip].
+
+    Args:
+        update: (d,) float32, finite, model units.
+        scale: in [0, 1].
+        clip: > 0, model units.
+        bits: 1 to 24.
+        uniform: (d,) float32, in [0, 1).
+        out: (d,) unsigned, wide enough for `bits`.
+    """
+    top = float((1 << bits) - 1)
+    steps = top / (2.0 * clip)
+    for start in range(0, len(update), BLOCK):
+        block = slice(start, start + BLOCK)
+        clamped = np.minimum(np.maximum(update[block].astype(np.float64), -clip), clip)
+        level = np.floor((clamped * scale + clip) * steps + uniform[block].astype(np.float64))
+        out[block] = np.minimum(level, top).astype(np.uint32)
+
+
+def dequantize_sum(levels: RingVector, offset: float, step: float, out: FloatVector) -> None:
+    """Map sums of levels to `offset + step * level`, computed in float64.
+
+    Args:
+        levels: (d,) unsigned.
+        offset: value of a sum of 0, model units.
+        step: distance of two levels, model units.
+        out: (d,) float32.
+    """
+    for start in range(0, len(levels), BLOCK):
+        block = slice(start, start + BLOCK)
+        out[block] = (offset + step * levels[block].astype(np.float64)).astype(np.float32)
+
+
+def pack(vector: RingVector, bits: int, out: ByteVector) -> None:
+    """Write the low `bits` bits of each coordinate one after the other into a little-endian bit stream.
+
+    Coordinate i has the bits i*bits to (i+1)*bits - 1; bit k of the stream is bit k % 8 of byte k // 8. The bits
+    after the last coordinate are 0.
+
+    Args:
+        vector: (d,) unsigned, each below 2**bits.
+        bits: 1 to 32.
+        out: (ceil(d * bits / 8),) uint8.
+    """
+    places = np.arange(bits, dtype=np.uint32)
+    for start in range(0, len(vector), BLOCK):
+        block = vector[start : start + BLOCK].astype(np.uint32)
+        packed = np.packbits(((block[:, None] >> places) & np.uint32(1)).astype(np.uint8), bitorder="little")
+        first = start * bits // 8
+        out[first : first + len(packed)] = packed
+
+
+def unpack(data: ByteVector, bits: int, out: RingVector) -> None:
+    """Read back what `pack` wrote.
+
+    Args:
+        data: (ceil(d * bits / 8),) uint8.
+        bits: 1 to 32.
+        out: (d,) unsigned, wide enough for `bits`.
+    """
+    places = np.arange(bits, dtype=np.uint32)
+    for start in range(0, len(out), BLOCK):
+        count = min(BLOCK, len(out) - start)
+        first = start * bits // 8
+        stream = np.unpackbits(data[first : first + (count * bits + 7) // 8], count=count * bits, bitorder="little")
+        shifted = stream.reshape(count, bits).astype(np.uint32) << places
+        out[start : start + count] = np.bitwise_or.reduce(shifted, axis=1)

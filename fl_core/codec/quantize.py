@@ -1,0 +1,113 @@
+"""Stochastic uniform quantisation: float coordinates onto integer levels, and sums of levels back."""
+
+import numpy as np
+
+from fl_core.codec.kernels import kernels_for
+from fl_core.codec.spec import BITS
+from fl_core.codec.tensors import FloatVector, RingVector
+from fl_core.errors import CodecError
+
+
+def quantize(update: FloatVector, clip: float, bits: int, uniform: FloatVector) -> RingVector:
+    """Round `update` stochastically onto 2**bits levels of [-clip, clip].
+
+    Unbiased: over `uniform`, the mean of the result is the clipped input.
+
+    Args:
+        update: (d,) float32, model units.
+        clip: largest magnitude kept, model units, > 0.
+        bits: bits per coordinate, 1 to 24.
+        uniform: (d,) float32, drawn from U[0, 1).
+
+    Returns:
+        (d,) uint32, each below 2**bits.
+
+    Raises:
+        CodecError: a coordinate is NaN or infinite, or the parts do not fit together.
+
+    Source: Suresh et al. 2017, Distributed Mean Estimation (k-level stochastic quantization).
+    """
+    check_finite(update)
+    out: RingVector = np.empty(len(update), np.uint32)
+    quantize_into(update, 1.0, clip, bits, uniform, out, kernel_length=len(update))
+    return out
+
+
+def quantize_into(
+    update: FloatVector,
+    scale: float,
+    clip: float,
+    bits: int,
+    uniform: FloatVector,
+    out: RingVector,
+    *,
+    kernel_length: int,
+) -> None:
+    """As `quantize`, of `scale * clamp(update)`, into `out`; the caller has checked that `update` is finite.
+
+    Args:
+        update: (d,) float32, model units.
+        scale: weight of this update, in [0, 1].
+        clip: largest magnitude kept before it is scaled, model units, > 0.
+        bits: 1 to 24.
+        uniform: (d,) float32, drawn from U[0, 1).
+        out: (d,) unsigned, wide enough for `bits`.
+        kernel_length: coordinates of the whole vector, which decides whether compiling pays.
+
+    Raises:
+        CodecError: a number is out of range or lengths differ.
+    """
+    _check_numbers(clip, bits)
+    if not 0 <= scale <= 1:
+        raise CodecError("the scale of an update is out of range", expected="0 to 1", got=scale)
+    if not update.shape == uniform.shape == out.shape:
+        raise CodecError(
+            "vectors of one quantisation differ in length", expected=update.shape, got=f"{uniform.shape}, {out.shape}"
+        )
+    kernels_for(kernel_length).quantize(
+        np.ascontiguousarray(update), float(scale), float(clip), int(bits), np.ascontiguousarray(uniform), out
+    )
+
+
+def dequantize_sum(levels: RingVector, count: int, clip: float, bits: int) -> FloatVector:
+    """Turn sums of `count` quantised vectors into sums of values.
+
+    Args:
+        levels: (d,) unsigned, sums of levels.
+        count: vectors in the sum.
+        clip: as in `quantize`, model units.
+        bits: as in `quantize`.
+
+    Returns:
+        (d,) float32, model units; computed in float64.
+
+    Raises:
+        CodecError: a sum is larger than `count` vectors can give.
+    """
+    _check_numbers(clip, bits)
+    top = (1 << bits) - 1
+    if len(levels) and int(levels.max()) > count * top:
+        raise CodecError("a sum of levels is too large", expected=f"at most {count} * {top}", got=int(levels.max()))
+    out: FloatVector = np.empty(len(levels), np.float32)
+    kernels_for(len(levels)).dequantize_sum(np.ascontiguousarray(levels), -float(count) * clip, 2.0 * clip / top, out)
+    return out
+
+
+def check_finite(update: FloatVector) -> None:
+    """Check that a flat float vector has no NaN and nothing infinite.
+
+    Raises:
+        CodecError: it has.
+    """
+    if not np.isfinite(update).all():
+        where = int(np.flatnonzero(~np.isfinite(update))[0])
+        raise CodecError(
+            "an update holds a NaN or infinite coordinate", expected="finite", got=f"{update[where]} at {where}"
+        )
+
+
+def _check_numbers(clip: float, bits: int) -> None:
+    if not (np.isfinite(clip) and clip > 0):
+        raise CodecError("the clip is out of range", expected="a finite number > 0", got=clip)
+    if bits not in BITS:
+        raise CodecError("the codec's bits are out of range", expected="1 to 24", got=bits)
