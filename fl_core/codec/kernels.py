@@ -6,7 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fl_core.codec import kernels_numpy
-from fl_core.codec.tensors import FloatVector, RingVector
+from fl_core.codec.tensors import FloatVector
+from fl_core.crypto.mask_prg import RingVector
 
 COMPILED_FROM = 1 << 18
 """Coordinates from which loading numba (about a second) pays."""

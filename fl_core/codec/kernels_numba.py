@@ -7,9 +7,10 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-FloatVector = npt.NDArray[np.float32]
+from fl_core.codec.tensors import FloatVector
+from fl_core.crypto.mask_prg import RingVector
+
 ByteVector = npt.NDArray[np.uint8]
-RingVector = npt.NDArray[np.unsignedinteger]
 
 P = ParamSpec("P")
 

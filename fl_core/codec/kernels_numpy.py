@@ -7,9 +7,10 @@ in `kernels_numba` that gives the same bits.
 import numpy as np
 import numpy.typing as npt
 
-FloatVector = npt.NDArray[np.float32]
+from fl_core.codec.tensors import FloatVector
+from fl_core.crypto.mask_prg import RingVector
+
 ByteVector = npt.NDArray[np.uint8]
-RingVector = npt.NDArray[np.unsignedinteger]
 
 BLOCK = 1 << 16
 """Coordinates that are worked on at a time, so that no intermediate result is as large as a model. A multiple of 8."""

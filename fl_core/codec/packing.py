@@ -7,24 +7,13 @@ import numpy.typing as npt
 
 from fl_core.codec.kernels import kernels_for
 from fl_core.codec.kernels_numpy import BLOCK
-from fl_core.codec.tensors import RingVector
+from fl_core.crypto.mask_prg import RingVector, lane_dtype
 from fl_core.errors import CodecError
 
 Buffer = bytes | bytearray | memoryview | npt.NDArray[np.uint8]
 
 _BITS = range(1, 33)
 _WHOLE_BYTES: dict[int, np.dtype[np.unsignedinteger]] = {8: np.dtype("<u1"), 16: np.dtype("<u2"), 32: np.dtype("<u4")}
-
-
-def lane_of(bits: int) -> np.dtype[np.unsignedinteger]:
-    """The smallest unsigned dtype that holds a coordinate of `bits` bits.
-
-    Raises:
-        CodecError: bits is not 1 to 32.
-    """
-    _check_bits(bits)
-    lane = np.uint8 if bits <= 8 else np.uint16 if bits <= 16 else np.uint32
-    return np.dtype(lane)
 
 
 def packed_bytes(length: int, bits: int) -> int:
@@ -92,7 +81,7 @@ def unpack(data: Buffer, length: int, bits: int) -> RingVector:
         CodecError: too few or too many bytes, or a bit after the last coordinate is set.
     """
     stream = _stream(data, length, bits)
-    out: RingVector = np.empty(length, lane_of(bits))
+    out: RingVector = np.empty(length, lane_dtype(bits))
     _unpack_into(stream, bits, out, length)
     return out
 
@@ -108,7 +97,7 @@ def unpack_blocks(data: Buffer, length: int, bits: int, block: int = BLOCK) -> I
     _check_block(block)
     stream = _stream(data, length, bits)
     for start in range(0, length, block):
-        out: RingVector = np.empty(min(block, length - start), lane_of(bits))
+        out: RingVector = np.empty(min(block, length - start), lane_dtype(bits))
         first = start * bits // 8
         _unpack_into(stream[first : first + packed_bytes(len(out), bits)], bits, out, length)
         yield start, out

@@ -4,7 +4,8 @@ import numpy as np
 
 from fl_core.codec.kernels import kernels_for
 from fl_core.codec.spec import BITS
-from fl_core.codec.tensors import FloatVector, RingVector
+from fl_core.codec.tensors import FloatVector
+from fl_core.crypto.mask_prg import RingVector
 from fl_core.errors import CodecError
 
 

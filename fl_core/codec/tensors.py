@@ -14,9 +14,6 @@ from fl_core.errors import CodecError
 FloatVector = npt.NDArray[np.float32]
 """(d,) float32, model units."""
 
-RingVector = npt.NDArray[np.unsignedinteger]
-"""(d,) unsigned integers below 2**ring_bits, in the lane of the ring: uint8, uint16 or uint32."""
-
 Tensors = Mapping[str, npt.NDArray[np.generic]]
 
 DTYPES = ("float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool")
@@ -42,7 +39,9 @@ class TensorSpec:
     shape: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        if not 0 < len(self.name.encode(errors="surrogatepass")) <= MAX_NAME_BYTES:
+        if not self.name.isascii():
+            _check_text(self.name)
+        if not 0 < len(self.name.encode()) <= MAX_NAME_BYTES:
             raise CodecError(
                 "a tensor's name is out of range", expected=f"1 to {MAX_NAME_BYTES} bytes", got=len(self.name)
             )
@@ -253,6 +252,13 @@ def check_length(vector: npt.NDArray[np.generic], manifest: TensorManifest) -> N
     """
     if vector.shape != (manifest.size,):
         raise CodecError("a flat vector does not fit the model", expected=f"shape ({manifest.size},)", got=vector.shape)
+
+
+def _check_text(name: str) -> None:
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise CodecError("a tensor's name is no text", expected="Unicode without lone surrogates") from error
 
 
 def _check_tensor(spec: TensorSpec, tensors: Tensors) -> None:

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from fl_core.codec.kernels_numpy import BLOCK
-from fl_core.codec.packing import lane_of
 from fl_core.codec.quantize import dequantize_sum, quantize_into
 from fl_core.codec.spec import HEADER_COORDINATES, CodecSpec
-from fl_core.codec.tensors import FloatVector, RingVector, TensorManifest, check_length
+from fl_core.codec.tensors import FloatVector, TensorManifest, check_length
+from fl_core.crypto.mask_prg import RingVector, lane_dtype
 from fl_core.errors import BadAggregate, CodecError
 
 Entropy = Callable[[int], bytes]
@@ -80,7 +80,7 @@ class UpdateCodec:
         self._check_finite(update)
         # Rounding needs fair coins, not secret ones: a counter-based generator under a fresh key is enough.
         coins = np.random.Generator(np.random.Philox(key=int.from_bytes(entropy(16), "little")))
-        out: RingVector = np.empty(self.length, lane_of(self.spec.ring_bits))
+        out: RingVector = np.empty(self.length, lane_dtype(self.spec.ring_bits))
         out[0], out[1] = weight, 1
         levels = out[HEADER_COORDINATES:]
         for start in range(0, len(update), BLOCK):

@@ -169,7 +169,7 @@ Event = (
 
 
 @dataclass(frozen=True, slots=True)
-class Dropout:
+class SiteDropout:
     """A site that dropped out, why, and what the attempt was waiting for then."""
 
     client_id: ClientId
@@ -219,7 +219,7 @@ class RoundRecord:
     eligible: tuple[ClientId, ...] = ()
     survivors: tuple[ClientId, ...] = ()
     min_survivors: int = 1
-    dropouts: tuple[Dropout, ...] = ()
+    dropouts: tuple[SiteDropout, ...] = ()
     phases: tuple[PhaseDuration, ...] = ()
     model_version: int | None = None
     abandon_reason: AbandonReason | None = None
@@ -335,7 +335,7 @@ def _drop(record: RoundRecord, event: SiteDropped) -> RoundRecord:
         raise LocalProtocolError("a site dropped out that was not invited", got=event.client_id)
     if event.client_id in record.lost:
         return record
-    dropout = Dropout(event.client_id, event.reason, record.state)
+    dropout = SiteDropout(event.client_id, event.reason, record.state)
     return replace(record, dropouts=(*record.dropouts, dropout))
 
 

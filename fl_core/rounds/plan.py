@@ -20,6 +20,36 @@ Scalar = bool | int | float | str
 
 MAX_CHUNK_BYTES = 1 << 20
 MAX_COHORT = 16_384
+MAX_ATTEMPT = (1 << 32) - 1
+MAX_COUNT = (1 << 63) - 1
+MAX_TEXT_BYTES = 256
+MAX_TRAINING_OPTIONS = 256
+MAX_TRAINING_TEXT_BYTES = 4096
+DIGEST_BYTES = 32
+
+
+def check_text(what: str, text: str, limit: int = MAX_TEXT_BYTES) -> None:
+    """Check that `text` is Unicode of 1 to `limit` bytes.
+
+    Raises:
+        PlanError: it is not.
+    """
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError as error:
+        raise PlanError(f"{what} is no text", expected="Unicode without lone surrogates") from error
+    if not 0 < size <= limit:
+        raise PlanError(f"{what} has the wrong length", expected=f"1 to {limit} bytes", got=size)
+
+
+def check_digest(what: str, digest: bytes) -> None:
+    """Check that a digest has 32 bytes.
+
+    Raises:
+        PlanError: it has not.
+    """
+    if len(digest) != DIGEST_BYTES:
+        raise PlanError(f"{what} has the wrong length", expected=f"{DIGEST_BYTES} bytes", got=len(digest))
 
 
 class Aggregation(StrEnum):
@@ -29,21 +59,72 @@ class Aggregation(StrEnum):
     SECAGG = "secagg"
 
 
+def check_training(training: Mapping[str, Scalar]) -> None:
+    """Check the options for the trainer: few, named, and each a boolean, a 64-bit integer, a finite float or text.
+
+    Raises:
+        PlanError: they are something else; the message names the option.
+    """
+    if len(training) > MAX_TRAINING_OPTIONS:
+        raise PlanError(
+            "there are too many training options", expected=f"up to {MAX_TRAINING_OPTIONS}", got=len(training)
+        )
+    for name, value in training.items():
+        check_text("the name of a training option", name)
+        _check_scalar(name, value)
+
+
+def _check_scalar(name: str, value: object) -> None:
+    match value:
+        case bool():
+            return
+        case str():
+            if value:
+                check_text(f"training option {name!r}", value, MAX_TRAINING_TEXT_BYTES)
+            return
+        case int() if -MAX_COUNT - 1 <= value <= MAX_COUNT:
+            return
+        case float() if isfinite(value):
+            return
+    raise PlanError(
+        f"training option {name!r} cannot be carried",
+        expected="a boolean, a 64-bit integer, a finite float or text",
+        got=type(value).__name__,
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class RosterEntry:
-    """A site of the cohort and the SHA-256 of its certificate (DER)."""
+    """A site of the cohort and the SHA-256 of its certificate (DER).
+
+    Raises:
+        PlanError: the id is empty or too long, or the digest has not 32 bytes.
+    """
 
     client_id: ClientId
     certificate_sha256: bytes
 
+    def __post_init__(self) -> None:
+        check_text("a client_id", self.client_id)
+        check_digest("a certificate digest", self.certificate_sha256)
+
 
 @dataclass(frozen=True, slots=True)
 class ServiceEndpoint:
-    """Where a service listens (host:port), its id, and the SHA-256 of its certificate (DER)."""
+    """Where a service listens (host:port), its id, and the SHA-256 of its certificate (DER).
+
+    Raises:
+        PlanError: id or address are empty or too long, or the digest has not 32 bytes.
+    """
 
     service_id: str
     address: str
     certificate_sha256: bytes
+
+    def __post_init__(self) -> None:
+        check_text("a service_id", self.service_id)
+        check_text("the address of a service", self.address)
+        check_digest("a certificate digest", self.certificate_sha256)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +209,9 @@ class RoundPlan:
     training: Mapping[str, Scalar] = field(default_factory=lambda: MappingProxyType({}))
 
     def __post_init__(self) -> None:
+        check_text("a job_id", self.job_id)
+        check_digest("the model digest", self.model_digest)
+        check_training(self.training)
         self._check_numbers()
         self._check_roster()
         self.codec.check_cohort(len(self.roster))
@@ -139,10 +223,10 @@ class RoundPlan:
             raise PlanError("a key server belongs to a secure attempt and to no other", got=self.aggregation.value)
 
     def _check_numbers(self) -> None:
-        if self.round_id < 1 or self.attempt < 1:
+        if not (1 <= self.round_id <= MAX_COUNT and 1 <= self.attempt <= MAX_ATTEMPT):
             raise PlanError("round and attempt count from 1", got=f"round {self.round_id}, attempt {self.attempt}")
-        if len(self.model_digest) != 32:
-            raise PlanError("the model digest has the wrong length", expected="32 bytes", got=len(self.model_digest))
+        if not 0 <= self.model_version <= MAX_COUNT:
+            raise PlanError("model_version is out of range", expected=f"0 to {MAX_COUNT}", got=self.model_version)
         if not 1 <= self.threshold <= self.min_survivors <= len(self.roster):
             raise PlanError(
                 "threshold and min_survivors are out of range",

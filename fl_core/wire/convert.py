@@ -1,0 +1,98 @@
+"""Every value of the core as protobuf, and back: the one module from which services and sites convert.
+
+`x_to_proto` never fails on a value that was built. `x_from_proto` checks sizes, ranges and order, and raises
+`RemoteProtocolError`, `PlanError` or `CodecError`.
+"""
+
+from fl_core.wire.checks import digest_from_proto, index_from_proto, indices_from_proto, session_id_from_proto
+from fl_core.wire.enums import (
+    abandon_reason_from_proto,
+    abandon_reason_to_proto,
+    aggregation_from_proto,
+    aggregation_to_proto,
+    dropout_reason_from_proto,
+    dropout_reason_to_proto,
+    round_state_from_proto,
+    round_state_to_proto,
+)
+from fl_core.wire.plans import (
+    codec_from_proto,
+    codec_to_proto,
+    manifest_from_proto,
+    manifest_to_proto,
+    plan_from_proto,
+    plan_to_proto,
+    training_from_proto,
+    training_to_proto,
+)
+from fl_core.wire.reports import (
+    aggregate_from_proto,
+    aggregate_to_proto,
+    evaluation_from_proto,
+    evaluation_to_proto,
+    report_from_proto,
+    report_to_proto,
+)
+from fl_core.wire.secagg_messages import (
+    advertisement_from_proto,
+    advertisement_to_proto,
+    directory_from_proto,
+    directory_to_proto,
+    proof_from_proto,
+    proof_to_proto,
+    relayed_shares_from_proto,
+    relayed_shares_to_proto,
+    revealed_from_proto,
+    revealed_to_proto,
+    sealed_shares_from_proto,
+    sealed_shares_to_proto,
+    signature_from_proto,
+    signature_to_proto,
+    survivors_from_proto,
+    survivors_to_proto,
+)
+
+__all__ = [
+    "abandon_reason_from_proto",
+    "abandon_reason_to_proto",
+    "advertisement_from_proto",
+    "advertisement_to_proto",
+    "aggregate_from_proto",
+    "aggregate_to_proto",
+    "aggregation_from_proto",
+    "aggregation_to_proto",
+    "codec_from_proto",
+    "codec_to_proto",
+    "digest_from_proto",
+    "directory_from_proto",
+    "directory_to_proto",
+    "dropout_reason_from_proto",
+    "dropout_reason_to_proto",
+    "evaluation_from_proto",
+    "evaluation_to_proto",
+    "index_from_proto",
+    "indices_from_proto",
+    "manifest_from_proto",
+    "manifest_to_proto",
+    "plan_from_proto",
+    "plan_to_proto",
+    "proof_from_proto",
+    "proof_to_proto",
+    "relayed_shares_from_proto",
+    "relayed_shares_to_proto",
+    "report_from_proto",
+    "report_to_proto",
+    "revealed_from_proto",
+    "revealed_to_proto",
+    "round_state_from_proto",
+    "round_state_to_proto",
+    "sealed_shares_from_proto",
+    "sealed_shares_to_proto",
+    "session_id_from_proto",
+    "signature_from_proto",
+    "signature_to_proto",
+    "survivors_from_proto",
+    "survivors_to_proto",
+    "training_from_proto",
+    "training_to_proto",
+]

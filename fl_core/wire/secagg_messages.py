@@ -1,0 +1,201 @@
+"""The messages of secure aggregation as protobuf, and back. Only form is checked here: sizes, ranges, order.
+
+What a message means in its session (who may send it, which signature must verify) is checked by `fl_core.secagg`.
+"""
+
+from collections.abc import Iterable
+
+from fl_core.crypto.shamir import SHARE_BYTES
+from fl_core.errors import BadKey, BadShares, RemoteProtocolError
+from fl_core.rounds.plan import MAX_COHORT
+from fl_core.secagg import messages
+from fl_core.wire.checks import check_size, digest_from_proto, index_from_proto, indices_from_proto
+from fl_core.wire.v1 import secagg_pb2
+
+KEY_BYTES = 32
+MAX_CERTIFICATE_BYTES = 8192
+MAX_SIGNATURE_BYTES = 128
+MAX_CIPHERTEXT_BYTES = 512
+"""A sealed pair of shares has about a hundred bytes; `fl_core.secagg` checks the exact number."""
+
+
+def advertisement_to_proto(value: messages.KeyAdvertisement) -> secagg_pb2.KeyAdvertisement:
+    """To the wire."""
+    return secagg_pb2.KeyAdvertisement(
+        index=value.index,
+        cipher_public_key=value.cipher_public_key,
+        mask_public_key=value.mask_public_key,
+        self_seed_commitment=value.self_seed_commitment,
+        certificate_der=value.certificate_der,
+        signature=value.signature,
+    )
+
+
+def advertisement_from_proto(message: secagg_pb2.KeyAdvertisement) -> messages.KeyAdvertisement:
+    """From the wire.
+
+    Raises:
+        BadKey: a key has the wrong length.
+        RemoteProtocolError: index, certificate, commitment or signature are out of range.
+    """
+    check_size("a cipher_public_key", message.cipher_public_key, KEY_BYTES, KEY_BYTES, BadKey)
+    check_size("a mask_public_key", message.mask_public_key, KEY_BYTES, KEY_BYTES, BadKey)
+    check_size("a certificate", message.certificate_der, 1, MAX_CERTIFICATE_BYTES)
+    check_size("a signature", message.signature, 1, MAX_SIGNATURE_BYTES)
+    return messages.KeyAdvertisement(
+        index=index_from_proto(message.index),
+        cipher_public_key=message.cipher_public_key,
+        mask_public_key=message.mask_public_key,
+        self_seed_commitment=digest_from_proto("a self_seed_commitment", message.self_seed_commitment),
+        certificate_der=message.certificate_der,
+        signature=message.signature,
+    )
+
+
+def directory_to_proto(value: messages.KeyDirectory) -> secagg_pb2.KeyDirectory:
+    """To the wire."""
+    return secagg_pb2.KeyDirectory(advertisements=[advertisement_to_proto(one) for one in value.advertisements])
+
+
+def directory_from_proto(message: secagg_pb2.KeyDirectory) -> messages.KeyDirectory:
+    """From the wire.
+
+    Raises:
+        RemoteProtocolError: an advertisement has the wrong form, or the indices are not distinct and ascending.
+    """
+    check_size("a key directory", message.advertisements, 0, MAX_COHORT)
+    indices_from_proto(one.index for one in message.advertisements)
+    return messages.KeyDirectory(tuple(advertisement_from_proto(one) for one in message.advertisements))
+
+
+def sealed_shares_to_proto(value: messages.SealedShares) -> secagg_pb2.SealedShares:
+    """To the wire."""
+    return secagg_pb2.SealedShares(shares=[_sealed_to_proto(share) for share in value.shares])
+
+
+def sealed_shares_from_proto(message: secagg_pb2.SealedShares) -> messages.SealedShares:
+    """From the wire.
+
+    Raises:
+        RemoteProtocolError: a ciphertext or index is out of range, or the message has more than one sender.
+    """
+    shares = _sealed_from_proto(message.shares)
+    if len({share.sender for share in shares}) > 1:
+        raise RemoteProtocolError("sealed shares have more than one sender", expected="the sending site")
+    return messages.SealedShares(shares)
+
+
+def relayed_shares_to_proto(value: messages.RelayedShares) -> secagg_pb2.RelayedShares:
+    """To the wire."""
+    return secagg_pb2.RelayedShares(shares=[_sealed_to_proto(share) for share in value.shares])
+
+
+def relayed_shares_from_proto(message: secagg_pb2.RelayedShares) -> messages.RelayedShares:
+    """From the wire.
+
+    Raises:
+        RemoteProtocolError: a ciphertext or index is out of range, or the message has more than one recipient.
+    """
+    shares = _sealed_from_proto(message.shares)
+    if len({share.recipient for share in shares}) > 1:
+        raise RemoteProtocolError("relayed shares have more than one recipient", expected="the receiving site")
+    return messages.RelayedShares(shares)
+
+
+def survivors_to_proto(value: messages.SurvivorSet) -> secagg_pb2.SurvivorSet:
+    """To the wire."""
+    return secagg_pb2.SurvivorSet(survivors=value.survivors)
+
+
+def survivors_from_proto(message: secagg_pb2.SurvivorSet) -> messages.SurvivorSet:
+    """From the wire.
+
+    Raises:
+        RemoteProtocolError: the indices are not distinct, ascending and in range.
+    """
+    return messages.SurvivorSet(indices_from_proto(message.survivors))
+
+
+def signature_to_proto(value: messages.SurvivorSignature) -> secagg_pb2.SurvivorSignature:
+    """To the wire."""
+    return secagg_pb2.SurvivorSignature(index=value.index, signature=value.signature)
+
+
+def signature_from_proto(message: secagg_pb2.SurvivorSignature) -> messages.SurvivorSignature:
+    """From the wire.
+
+    Raises:
+        RemoteProtocolError: index or signature are out of range.
+    """
+    check_size("a signature", message.signature, 1, MAX_SIGNATURE_BYTES)
+    return messages.SurvivorSignature(index_from_proto(message.index), message.signature)
+
+
+def proof_to_proto(value: messages.ConsistencyProof) -> secagg_pb2.ConsistencyProof:
+    """To the wire."""
+    return secagg_pb2.ConsistencyProof(signatures=[signature_to_proto(one) for one in value.signatures])
+
+
+def proof_from_proto(message: secagg_pb2.ConsistencyProof) -> messages.ConsistencyProof:
+    """From the wire.
+
+    Raises:
+        RemoteProtocolError: a signature is out of range, or the indices are not distinct and ascending.
+    """
+    check_size("a consistency proof", message.signatures, 0, MAX_COHORT)
+    indices_from_proto(one.index for one in message.signatures)
+    return messages.ConsistencyProof(tuple(signature_from_proto(one) for one in message.signatures))
+
+
+def revealed_to_proto(value: messages.RevealedShares) -> secagg_pb2.RevealedShares:
+    """To the wire."""
+    return secagg_pb2.RevealedShares(
+        index=value.index,
+        self_seed_shares=[_share_to_proto(share) for share in value.self_seed_shares],
+        mask_key_shares=[_share_to_proto(share) for share in value.mask_key_shares],
+    )
+
+
+def revealed_from_proto(message: secagg_pb2.RevealedShares) -> messages.RevealedShares:
+    """From the wire.
+
+    Raises:
+        BadShares: a share has the wrong length.
+        RemoteProtocolError: an owner is out of range or stands twice, in one list or in both.
+    """
+    shared = [*message.self_seed_shares, *message.mask_key_shares]
+    check_size("a list of revealed shares", shared, 0, MAX_COHORT)
+    owners = {index_from_proto(share.owner) for share in shared}
+    if len(owners) != len(shared):
+        raise RemoteProtocolError("a site has two shares of one owner in its reveal", expected="one kind of share each")
+    return messages.RevealedShares(
+        index_from_proto(message.index),
+        tuple(_share_from_proto(share) for share in message.self_seed_shares),
+        tuple(_share_from_proto(share) for share in message.mask_key_shares),
+    )
+
+
+def _sealed_to_proto(value: messages.SealedShare) -> secagg_pb2.SealedShare:
+    return secagg_pb2.SealedShare(sender=value.sender, recipient=value.recipient, ciphertext=value.ciphertext)
+
+
+def _sealed_from_proto(shares: Iterable[secagg_pb2.SealedShare]) -> tuple[messages.SealedShare, ...]:
+    checked: dict[tuple[int, int], messages.SealedShare] = {}
+    for share in shares:
+        check_size("the ciphertext of a sealed share", share.ciphertext, 1, MAX_CIPHERTEXT_BYTES)
+        pair = index_from_proto(share.sender), index_from_proto(share.recipient)
+        if pair in checked:
+            raise RemoteProtocolError("a sealed share comes twice", got=f"from {pair[0]} to {pair[1]}")
+        if len(checked) >= MAX_COHORT:
+            raise RemoteProtocolError("there are too many sealed shares", expected=f"up to {MAX_COHORT}")
+        checked[pair] = messages.SealedShare(*pair, share.ciphertext)
+    return tuple(checked.values())
+
+
+def _share_to_proto(value: messages.RevealedShare) -> secagg_pb2.RevealedShare:
+    return secagg_pb2.RevealedShare(owner=value.owner, share=value.share)
+
+
+def _share_from_proto(message: secagg_pb2.RevealedShare) -> messages.RevealedShare:
+    check_size("a share", message.share, SHARE_BYTES, SHARE_BYTES, BadShares)
+    return messages.RevealedShare(message.owner, message.share)
