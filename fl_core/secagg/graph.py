@@ -1,6 +1,7 @@
 """Who shares secrets and masks with whom.
 
-A topology makes the graph once the members are known. `complete_graph` is that of Bonawitz et al. 2017. A sparse graph (Bell et al. 2020) is another topology; no phase looks past this port.
+A topology makes the graph once the members are known. `complete_graph` is that of Bonawitz et al. 2017. A sparse
+graph (Bell et al. 2020) is another topology; no phase looks past this port.
 """
 
 from bisect import bisect_left
