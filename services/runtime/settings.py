@@ -1,0 +1,190 @@
+"""Settings of a service: a YAML file, overridden by the environment (`TACIT_LISTEN`, `TACIT_LOG__LEVEL`)."""
+
+import difflib
+import os
+from pathlib import Path
+from typing import Any, Literal, Self, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from fl_core.errors import ConfigError
+from fl_core.transport.tls import Credentials
+
+ENVIRONMENT_PREFIX = "TACIT_"
+
+
+class LogSettings(BaseModel):
+    """What is logged and how.
+
+    Args:
+        level: smallest level.
+        format: one JSON object per line, or text for people.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["json", "console"] = "json"
+
+
+class ServiceSettings(BaseSettings):
+    """What every service needs. Each service adds its own fields in a subclass.
+
+    Args:
+        service_id: its id; must be the one in the certificate.
+        listen: host:port to listen on; port 0 takes a free one.
+        advertise: host:port under which others reach it; `listen` when empty.
+        certificate: certificate (PEM).
+        key: private key (PEM).
+        ca: pinned CA (PEM).
+        crl: revocation list (PEM).
+        state_dir: folder for what it keeps.
+        log: level and format.
+        metrics_listen: host:port of the Prometheus endpoint; none when empty.
+        grace_seconds: how long calls in flight may finish when the service stops.
+    """
+
+    model_config = SettingsConfigDict(
+        extra="forbid", frozen=True, env_prefix=ENVIRONMENT_PREFIX, env_nested_delimiter="__", env_ignore_empty=True
+    )
+
+    service_id: str
+    listen: str
+    advertise: str = ""
+    certificate: Path
+    key: Path
+    ca: Path
+    crl: Path | None = None
+    state_dir: Path
+    log: LogSettings = Field(default_factory=LogSettings)
+    metrics_listen: str = ""
+    grace_seconds: float = Field(default=2.0, ge=0)
+
+    @field_validator("listen", "advertise", "metrics_listen")
+    @classmethod
+    def _check_address(cls, address: str) -> str:
+        if address:
+            split_address(address)
+        return address
+
+    # The names of the arguments are those of pydantic-settings.
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The environment goes before the file, whose values come in as arguments."""
+        return env_settings, init_settings
+
+    @classmethod
+    def from_file(cls, path: Path | str) -> Self:
+        """Read settings. Relative paths and SQLite URLs in the file count from the folder of the file.
+
+        Raises:
+            ConfigError: the file cannot be read, a key is unknown or missing, or a value is wrong.
+        """
+        path = Path(path)
+        content = read_yaml(path)
+        anchored = {key: _anchor(cls, key, value, path.resolve().parent) for key, value in content.items()}
+        try:
+            return cls(**anchored)
+        except ValidationError as error:
+            raise settings_error(path, error, list(cls.model_fields)) from error
+
+    @property
+    def advertised(self) -> str:
+        """host:port under which others reach this service."""
+        return self.advertise or self.listen
+
+    def credentials(self) -> Credentials:
+        """The certificate of this service.
+
+        Raises:
+            ConfigError: as `Credentials.from_files`, or the certificate has another id.
+        """
+        credentials = Credentials.from_files(self.certificate, self.key, self.ca, self.crl)
+        if credentials.identity.id != self.service_id:
+            raise ConfigError(
+                "service_id is not the id in the certificate",
+                expected=credentials.identity.id,
+                got=self.service_id,
+                fix=f"correct service_id or issue a certificate for {self.service_id!r}",
+            )
+        return credentials
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """host and port of `host:port` or `[v6]:port`.
+
+    Raises:
+        ConfigError: it is not of that form.
+    """
+    host, colon, port = address.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not (colon and host and port.isascii() and port.isdigit() and int(port) < 65536):
+        raise ConfigError("an address cannot be read", expected="host:port", got=repr(address))
+    return host, int(port)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML file that holds one mapping.
+
+    Raises:
+        ConfigError: it is missing, unreadable or something else.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise ConfigError(f"the config {path} cannot be read", got=reason) from error
+    except yaml.YAMLError as error:
+        # The full message quotes the file; the place is enough to find it.
+        mark = getattr(error, "problem_mark", None)
+        place = f"line {mark.line + 1}" if mark else "unknown place"
+        raise ConfigError(f"the config {path} is not valid YAML", got=f"an error at {place}") from None
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise ConfigError(
+            f"the config {path} has the wrong form", expected="keys and values", got=type(content).__name__
+        )
+    return content
+
+
+def settings_error(path: Path, error: ValidationError, known: list[str]) -> ConfigError:
+    """One sentence for the first thing that is wrong in a config."""
+    first = error.errors(include_url=False, include_context=True)[0]
+    name = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "missing":
+        return ConfigError(f"the config {path} lacks {name!r}")
+    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        nearest = difflib.get_close_matches(name.rsplit(".", 1)[-1], known, n=1)
+        fix = f"did you mean {nearest[0]!r}?" if nearest else f"known are {', '.join(known)}"
+        return ConfigError(f"the config {path} has an unknown key {name!r}", fix=fix)
+    return ConfigError(
+        f"{name!r} in the config {path} is wrong", expected=first["msg"], got=repr(first.get("input"))[:100]
+    )
+
+
+def _anchor(cls: type[BaseSettings], key: str, value: Any, base: Path) -> Any:
+    field = cls.model_fields.get(key)
+    if field is None or not isinstance(value, str):
+        return value
+    if field.annotation is Path or Path in get_args(field.annotation):
+        return base / Path(value).expanduser()
+    if key == "database_url":
+        return _anchor_sqlite(value, base)
+    if key == "blob_url" and "://" not in value:
+        return str(base / Path(value).expanduser())
+    return value
+
+
+def _anchor_sqlite(url: str, base: Path) -> str:
+    scheme, found, place = url.partition(":///")
+    if not (found and scheme.startswith("sqlite") and place) or place.startswith(("/", ":")):
+        return url
+    return f"{scheme}:///{os.fspath(base / place)}"
