@@ -1,0 +1,91 @@
+"""Hands a released sum to the coordinator that opened its session."""
+
+import hashlib
+from collections.abc import AsyncIterator, Callable
+from typing import TYPE_CHECKING, cast
+
+import structlog
+
+from fl_core.codec.packing import pack_blocks, packed_bytes
+from fl_core.rounds.report import AggregateInfo
+from fl_core.transport.channel import open_channel
+from fl_core.transport.identity import Role
+from fl_core.transport.peer import send_stream
+from fl_core.transport.preflight import check_service
+from fl_core.transport.retry import retry
+from fl_core.transport.tls import Credentials
+from fl_core.wire.chunks import ChunkWriter
+from fl_core.wire.convert import aggregate_to_proto
+from fl_core.wire.v1 import coordinator_pb2, coordinator_pb2_grpc
+from services.aggregator.sums import ReleasedSum
+from services.runtime.offload import offload
+
+if TYPE_CHECKING:
+    from fl_core.wire.v1.coordinator_pb2_grpc import CoordinatorServiceAsyncStub
+
+log = structlog.get_logger(__name__)
+
+
+class AggregateReporter:
+    """Client of `ReportAggregate`.
+
+    Args:
+        address: host:port of the coordinator.
+        credentials: gives our certificate as it is now.
+        timeout_s: how long a report is tried.
+    """
+
+    def __init__(self, address: str, credentials: Callable[[], Credentials], timeout_s: float) -> None:
+        self._address = address
+        self._credentials = credentials
+        self._timeout_s = timeout_s
+
+    async def report(self, released: ReleasedSum, coordinator_id: str) -> None:
+        """Stream a sum to the coordinator; returns when it is acknowledged. A broken connection is tried again.
+
+        Args:
+            released: the sum.
+            coordinator_id: id that the coordinator must have in its certificate.
+
+        Raises:
+            PeerLost: the coordinator cannot be reached in time.
+            TacitError: the coordinator refuses the sum.
+        """
+        sha256 = await offload(packed_sha256, released)
+        info = AggregateInfo(released.plan.session_id, released.survivors, released.total_weight, sha256)
+        credentials = self._credentials()
+
+        async def send() -> None:
+            await check_service(self._address, credentials, Role.COORDINATOR, pinned_id=coordinator_id)
+            async with open_channel(self._address, credentials, Role.COORDINATOR, coordinator_id) as channel:
+                stub = cast("CoordinatorServiceAsyncStub", coordinator_pb2_grpc.CoordinatorServiceStub(channel))
+                await send_stream(stub.ReportAggregate, _requests(released, info), timeout_s=self._timeout_s)
+
+        await retry(send, deadline_s=self._timeout_s)
+        log.info("aggregate_reported", survivors=len(released.survivors), total_weight=released.total_weight)
+
+
+def packed_sha256(released: ReleasedSum) -> bytes:
+    """SHA-256 of the packed sum, 32 bytes."""
+    digest = hashlib.sha256()
+    for block in pack_blocks(released.vector, released.plan.codec.ring_bits):
+        digest.update(block.data)
+    return digest.digest()
+
+
+async def _requests(
+    released: ReleasedSum, info: AggregateInfo
+) -> AsyncIterator[coordinator_pb2.ReportAggregateRequest]:
+    plan = released.plan
+    ring_bits = plan.codec.ring_bits
+    # Packed piece by piece while it is sent: a second copy of the sum never exists.
+    writer = ChunkWriter(
+        pack_blocks(released.vector, ring_bits),
+        chunk_bytes=plan.chunk_bytes,
+        total_bytes=packed_bytes(plan.length, ring_bits),
+    )
+    header = coordinator_pb2.AggregateHeader(info=aggregate_to_proto(info), stream=writer.header)
+    yield coordinator_pb2.ReportAggregateRequest(header=header)
+    for chunk in writer.chunks():
+        yield coordinator_pb2.ReportAggregateRequest(chunk=chunk)
+    yield coordinator_pb2.ReportAggregateRequest(trailer=writer.trailer)

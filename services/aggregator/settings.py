@@ -1,0 +1,35 @@
+"""Settings of the aggregator."""
+
+from pydantic import Field, field_validator
+
+from services.runtime.settings import ServiceSettings, split_address
+
+
+class AggregatorSettings(ServiceSettings):
+    """What the aggregator needs beside the settings of every service.
+
+    Args:
+        coordinator: host:port to which aggregates are reported.
+        memory_budget_bytes: staged uploads that are kept in memory; those beyond it go to disk.
+        max_sessions: sessions that may be open at once.
+        max_sum_bytes: running sums of all open sessions together.
+        max_uploads: uploads that are received at once; the others wait.
+        streams_per_caller: streams that one site or service may hold open at once.
+        stall_timeout_seconds: longest pause between two messages of a stream.
+        report_timeout_seconds: how long the coordinator is tried before an aggregate is given up.
+    """
+
+    coordinator: str
+    memory_budget_bytes: int = Field(default=256 << 20, ge=0)
+    max_sessions: int = Field(default=16, ge=1)
+    max_sum_bytes: int = Field(default=8 << 30, ge=1)
+    max_uploads: int = Field(default=16, ge=1)
+    streams_per_caller: int = Field(default=4, ge=1)
+    stall_timeout_seconds: float = Field(default=30.0, gt=0)
+    report_timeout_seconds: float = Field(default=60.0, gt=0)
+
+    @field_validator("coordinator")
+    @classmethod
+    def _check_coordinator(cls, address: str) -> str:
+        split_address(address)
+        return address
