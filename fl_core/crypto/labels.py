@@ -23,6 +23,7 @@ PAIR_MASK = b"tacit/pair-mask/v1"
 SELF_MASK = b"tacit/self-mask/v1"
 SURVIVORS = b"tacit/survivors/v1"
 AGGREGATE = b"tacit/aggregate/v1"
+SIMULATION = b"tacit/simulation/v1"
 
 Field = bytes | str | int | float | bool
 

@@ -1,0 +1,163 @@
+"""A cohort of honest sites and its servers, brought to one stage of a session after another.
+
+Tests and benchmarks take over from a stage: they put a false message in, or measure what comes next. Each function takes
+the phases of the stage before, which are used up by it.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from fl_core.crypto.mask_prg import lane_dtype
+from fl_core.crypto.signing import CertificateSigner
+from fl_core.secagg import client
+from fl_core.secagg.context import Entropy, SessionContext
+from fl_core.secagg.exchange import CollectingAdvertisements, CollectingSealedShares
+from fl_core.secagg.masked_sum import AwaitingMask, CollectingMaskedInputs
+from fl_core.secagg.messages import (
+    ConsistencyProof,
+    KeyDirectory,
+    MaskedInput,
+    RelayedShares,
+    RingVector,
+    SurvivorSet,
+)
+from fl_core.secagg.profiles import default_threshold
+from fl_core.secagg.unmasking import CollectingReveals, SharesRelayed
+from fl_core.simulation.entropy import seeded_entropy
+from fl_core.simulation.identity import FingerprintVerifier, simulated_signers, verifier_of
+
+
+@dataclass(frozen=True, slots=True)
+class Cohort:
+    """A session's context, the identities of its sites and their vectors."""
+
+    context: SessionContext
+    signers: Sequence[CertificateSigner] = field(repr=False)
+    verifier: FingerprintVerifier = field(repr=False)
+    entropy: Entropy = field(repr=False)
+    vectors: Sequence[RingVector] = field(repr=False)
+
+    def sum_of(self, indices: Collection[int]) -> RingVector:
+        """The sum of these sites' vectors in the ring: what an honest session must give."""
+        total = np.zeros(self.context.length, np.uint64)
+        for index in indices:
+            total += self.vectors[index].astype(np.uint64)
+        ring = np.uint64((1 << self.context.ring_bits) - 1)
+        return (total & ring).astype(lane_dtype(self.context.ring_bits))
+
+
+@dataclass(frozen=True, slots=True)
+class Advertised:
+    """After round 0."""
+
+    cohort: Cohort
+    sites: dict[int, client.CollectingDirectory]
+    server: CollectingSealedShares
+    directory: KeyDirectory
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """After round 1."""
+
+    cohort: Cohort
+    sites: dict[int, client.CollectingShares]
+    server: SharesRelayed
+    relayed: dict[int, RelayedShares]
+
+
+@dataclass(frozen=True, slots=True)
+class Uploaded:
+    """After round 2, with the survivors frozen."""
+
+    cohort: Cohort
+    sites: dict[int, client.AwaitingSurvivors]
+    server: SharesRelayed
+    aggregation: AwaitingMask
+    uploads: dict[int, MaskedInput] = field(repr=False)
+    survivor_set: SurvivorSet
+
+
+@dataclass(frozen=True, slots=True)
+class Signed:
+    """After round 3."""
+
+    cohort: Cohort
+    sites: dict[int, client.AwaitingProof]
+    server: CollectingReveals
+    aggregation: AwaitingMask
+    proof: ConsistencyProof
+
+
+def make_cohort(
+    size: int,
+    *,
+    seed: int = 1,
+    attempt: int = 1,
+    threshold: int | None = None,
+    ring_bits: int = 32,
+    length: int = 6,
+) -> Cohort:
+    """A cohort with vectors drawn from the whole ring. The same seed gives the same identities in every attempt."""
+    entropy = seeded_entropy(seed)
+    signers = simulated_signers(size, entropy)
+    needed = default_threshold(size) if threshold is None else threshold
+    binding = seed.to_bytes(16, "big") + attempt.to_bytes(16, "big")
+    context = SessionContext(binding, size, needed, needed, ring_bits, length)
+    fresh = seeded_entropy(seed * 1_000 + attempt)
+    lane, ring = lane_dtype(ring_bits), (1 << ring_bits) - 1
+    drawn = np.frombuffer(fresh(8 * size * length), "<u8").reshape(size, length) & np.uint64(ring)
+    return Cohort(context, signers, verifier_of(signers), fresh, [row.astype(lane) for row in drawn])
+
+
+def advertise(cohort: Cohort, indices: Collection[int] | None = None) -> Advertised:
+    """Round 0 of these sites, of all when none are given."""
+    server = CollectingAdvertisements(cohort.context, cohort.verifier)
+    sites = {}
+    for index in range(cohort.context.size) if indices is None else indices:
+        signer = cohort.signers[index]
+        sites[index], message = client.advertise(cohort.context, index, signer, cohort.verifier, cohort.entropy)
+        server.receive(message)
+    return Advertised(cohort, sites, *server.close())
+
+
+def share(before: Advertised, indices: Collection[int] | None = None) -> Shared:
+    """Round 1 of these sites, of all members of U1 when none are given."""
+    sites = {}
+    for index in before.sites if indices is None else indices:
+        sites[index], message = before.sites[index].step(before.directory)
+        before.server.receive(index, message)
+    return Shared(before.cohort, sites, *before.server.close())
+
+
+def upload(before: Shared, indices: Collection[int] | None = None) -> Uploaded:
+    """Round 2 of these sites, of all members of U2 when none are given."""
+    aggregation = CollectingMaskedInputs(before.cohort.context)
+    sites, uploads = {}, {}
+    for index in before.sites if indices is None else indices:
+        ready = before.sites[index].step(before.relayed[index])
+        sites[index], uploads[index] = ready.step(before.cohort.vectors[index])
+        aggregation.add(uploads[index])
+    awaiting, survivor_set = aggregation.freeze(before.server.participants)
+    return Uploaded(before.cohort, sites, before.server, awaiting, uploads, survivor_set)
+
+
+def sign(before: Uploaded, indices: Collection[int] | None = None) -> Signed:
+    """Round 3 of these sites, of all survivors when none are given."""
+    signatures = before.server.freeze(before.survivor_set)
+    sites = {}
+    for index in before.sites if indices is None else indices:
+        sites[index], message = before.sites[index].step(before.survivor_set)
+        signatures.receive(message)
+    server, proof = signatures.close()
+    return Signed(before.cohort, sites, server, before.aggregation, proof)
+
+
+def reveal(before: Signed, indices: Collection[int] | None = None) -> RingVector:
+    """Round 4 of these sites, of all signers when none are given; the sum in the clear."""
+    for index in before.sites if indices is None else indices:
+        _, message = before.sites[index].step(before.proof)
+        before.server.receive(message)
+    return before.aggregation.step(before.server.close().combined_mask()).sum
