@@ -9,14 +9,13 @@ from fl_core.crypto.shamir import SHARE_BYTES
 from fl_core.errors import BadKey, BadShares, RemoteProtocolError
 from fl_core.rounds.plan import MAX_COHORT
 from fl_core.secagg import messages
+from fl_core.secagg.sealing import SEALED_SHARE_BYTES
 from fl_core.wire.checks import check_size, digest_from_proto, index_from_proto, indices_from_proto
 from fl_core.wire.v1 import secagg_pb2
 
 KEY_BYTES = 32
 MAX_CERTIFICATE_BYTES = 8192
 MAX_SIGNATURE_BYTES = 128
-MAX_CIPHERTEXT_BYTES = 512
-"""A sealed pair of shares has about a hundred bytes; `fl_core.secagg` checks the exact number."""
 
 
 def advertisement_to_proto(value: messages.KeyAdvertisement) -> secagg_pb2.KeyAdvertisement:
@@ -182,7 +181,7 @@ def _sealed_to_proto(value: messages.SealedShare) -> secagg_pb2.SealedShare:
 def _sealed_from_proto(shares: Iterable[secagg_pb2.SealedShare]) -> tuple[messages.SealedShare, ...]:
     checked: dict[tuple[int, int], messages.SealedShare] = {}
     for share in shares:
-        check_size("the ciphertext of a sealed share", share.ciphertext, 1, MAX_CIPHERTEXT_BYTES)
+        check_size("the ciphertext of a sealed share", share.ciphertext, SEALED_SHARE_BYTES, SEALED_SHARE_BYTES)
         pair = index_from_proto(share.sender), index_from_proto(share.recipient)
         if pair in checked:
             raise RemoteProtocolError("a sealed share comes twice", got=f"from {pair[0]} to {pair[1]}")

@@ -1,0 +1,64 @@
+"""Which of the connected sites take part in an attempt."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from fl_core.errors import NotEnough, PlanError
+from fl_core.rounds.plan import MAX_COHORT, ClientId
+
+Entropy = Callable[[int], bytes]
+"""Gives that many bytes: `os.urandom` in a coordinator, a seeded generator in a simulation."""
+
+
+@dataclass(frozen=True, slots=True)
+class CohortBounds:
+    """Fewest and most sites of an attempt.
+
+    Raises:
+        PlanError: 1 <= min <= max <= MAX_COHORT does not hold.
+    """
+
+    min: int = 3
+    max: int = 100
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min <= self.max <= MAX_COHORT:
+            raise PlanError(
+                "the cohort's bounds are out of range",
+                expected=f"1 <= min <= max <= {MAX_COHORT}",
+                got=f"min {self.min}, max {self.max}",
+            )
+
+
+def choose_cohort(connected: Iterable[ClientId], bounds: CohortBounds, entropy: Entropy) -> tuple[ClientId, ...]:
+    """Take everybody, or `bounds.max` sites of whom every subset is equally likely.
+
+    Args:
+        connected: the sites that are there; one that is given twice counts once.
+        bounds: fewest and most.
+        entropy: for the choice; it is not used when everybody is taken.
+
+    Returns:
+        The cohort by ascending client_id, as a roster has it.
+
+    Raises:
+        NotEnough: fewer than `bounds.min` sites are there.
+    """
+    pool = sorted(set(connected))
+    if len(pool) < bounds.min:
+        raise NotEnough("too few sites are connected", expected=f"at least {bounds.min}", got=len(pool))
+    if len(pool) <= bounds.max:
+        return tuple(pool)
+    for place in range(bounds.max):
+        chosen = place + _below(len(pool) - place, entropy)
+        pool[place], pool[chosen] = pool[chosen], pool[place]
+    return tuple(sorted(pool[: bounds.max]))
+
+
+def _below(limit: int, entropy: Entropy) -> int:
+    """A number below `limit`, each equally likely: draws that would favour small ones are thrown away."""
+    fair = (1 << 64) // limit * limit
+    while True:
+        drawn = int.from_bytes(entropy(8), "little")
+        if drawn < fair:
+            return drawn % limit

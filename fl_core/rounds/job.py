@@ -1,0 +1,275 @@
+"""A job: what an operator asks for. It comes from YAML or JSON as a mapping and is checked name by name."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from difflib import get_close_matches
+from enum import StrEnum
+from types import MappingProxyType
+from typing import TypeVar, cast
+
+from fl_core.codec.spec import BITS, CLIP_MAX, CLIP_MIN, RING_BITS
+from fl_core.errors import PlanError
+from fl_core.rounds.cohort import CohortBounds
+from fl_core.rounds.optimizer import OptimizerName, OptimizerSpec
+from fl_core.rounds.plan import (
+    MAX_CHUNK_BYTES,
+    MAX_COUNT,
+    Aggregation,
+    PhaseBounds,
+    PhaseSchedule,
+    Scalar,
+    check_text,
+    check_training,
+)
+from fl_core.secagg.context import SMALLEST_COHORT
+
+T = TypeVar("T")
+E = TypeVar("E", bound=StrEnum)
+
+MAX_ROUNDS = 1_000_000
+MAX_ATTEMPTS = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class CodecChoice:
+    """What a job says about its codec.
+
+    Args:
+        clip: largest magnitude of a coordinate of an update that is kept, model units, > 0.
+        ring_bits: bits per coordinate of an upload, 8 to 32.
+        bits: bits of one site's coordinate; as many as the cohort leaves room for when None.
+
+    Raises:
+        PlanError: a number is out of range.
+    """
+
+    clip: float = 1.0
+    ring_bits: int = 24
+    bits: int | None = None
+
+    def __post_init__(self) -> None:
+        if not CLIP_MIN <= self.clip <= CLIP_MAX:
+            raise PlanError("the clip is out of range", expected=f"{CLIP_MIN} to {CLIP_MAX}", got=self.clip)
+        if self.ring_bits not in RING_BITS:
+            raise PlanError("the codec's ring_bits are out of range", expected="8 to 32", got=self.ring_bits)
+        if self.bits is not None and self.bits not in BITS:
+            raise PlanError("the codec's bits are out of range", expected="1 to 24", got=self.bits)
+
+
+@dataclass(frozen=True, slots=True)
+class JobSpec:
+    """One training job.
+
+    Args:
+        name: for people.
+        rounds: rounds to commit.
+        aggregation: secure unless the job says plain.
+        codec: how updates become integers.
+        cohort: fewest and most sites of an attempt.
+        threshold: t; floor(2n/3) + 1 of the cohort when None.
+        min_survivors: fewest uploads that are summed; the threshold when None.
+        max_dropout: fraction of sites that an attempt must survive losing.
+        max_corrupt: fraction of sites assumed to collude with the servers.
+        max_weight: largest sample count of one site. Close to the truth is best: a site's update is scaled by
+            its samples / max_weight before it is rounded.
+        chunk_bytes: payload of one chunk of an upload.
+        max_attempts: attempts at one round before the job fails.
+        phases: time bounds.
+        optimizer: how the mean update moves the model.
+        training: options for the sites' trainers.
+        evaluate_every: rounds between evaluations; 0 is never.
+
+    Raises:
+        PlanError: a value is out of range or the parts do not fit together.
+    """
+
+    name: str
+    rounds: int
+    aggregation: Aggregation = Aggregation.SECAGG
+    codec: CodecChoice = field(default_factory=CodecChoice)
+    cohort: CohortBounds = field(default_factory=CohortBounds)
+    threshold: int | None = None
+    min_survivors: int | None = None
+    max_dropout: float = 0.3
+    max_corrupt: float = 0.3
+    max_weight: int = 10_000
+    chunk_bytes: int = 1 << 18
+    max_attempts: int = 3
+    phases: PhaseSchedule = field(default_factory=PhaseSchedule)
+    optimizer: OptimizerSpec = field(default_factory=OptimizerSpec)
+    training: Mapping[str, Scalar] = field(default_factory=lambda: MappingProxyType({}))
+    evaluate_every: int = 1
+
+    def __post_init__(self) -> None:
+        check_text("the name of a job", self.name)
+        check_training(self.training)
+        _check_range("rounds", self.rounds, 1, MAX_ROUNDS)
+        _check_range("max_attempts", self.max_attempts, 1, MAX_ATTEMPTS)
+        _check_range("evaluate_every", self.evaluate_every, 0, MAX_ROUNDS)
+        _check_range("max_weight", self.max_weight, 1, MAX_COUNT)
+        for name in ("threshold", "min_survivors"):
+            if getattr(self, name) is not None:
+                _check_range(name, getattr(self, name), 1, self.cohort.max)
+        for name in ("max_dropout", "max_corrupt"):
+            if not 0 <= getattr(self, name) < 1:
+                raise PlanError(f"{name} is out of range", expected="0 <= x < 1", got=getattr(self, name))
+        if not (0 < self.chunk_bytes <= MAX_CHUNK_BYTES and self.chunk_bytes % 8 == 0):
+            raise PlanError(
+                "chunk_bytes is out of range", expected=f"a multiple of 8 up to {MAX_CHUNK_BYTES}", got=self.chunk_bytes
+            )
+        if self.aggregation is Aggregation.SECAGG and self.cohort.min < SMALLEST_COHORT:
+            raise PlanError(
+                "the cohort is too small to hide a site",
+                expected=f"cohort.min >= {SMALLEST_COHORT}",
+                got=self.cohort.min,
+                fix="raise cohort.min, or say aggregation: plain",
+            )
+
+    def to_mapping(self) -> dict[str, object]:
+        """The job as nested dictionaries of JSON's types; `job_from_mapping` reads it back."""
+        mapping: dict[str, object] = {}
+        for part in fields(self):
+            value = getattr(self, part.name)
+            mapping[part.name] = _plain(value)
+        return {name: value for name, value in mapping.items() if value is not None}
+
+
+def job_from_mapping(mapping: Mapping[str, object]) -> JobSpec:
+    """Read a job as YAML or JSON give it.
+
+    Args:
+        mapping: `name` and `rounds`, and any of the other fields of `JobSpec`.
+
+    Raises:
+        PlanError: a key is unknown (the message names the nearest), missing or of the wrong type, or a value is
+            out of range.
+    """
+    return _read(JobSpec, _JOB, mapping, "the job", required=("name", "rounds"))
+
+
+def _plain(value: object) -> object:
+    match value:
+        case StrEnum():
+            return value.value
+        case Mapping():
+            return dict(value)
+        case CodecChoice() | CohortBounds() | OptimizerSpec() | PhaseSchedule():
+            return {name: _plain(part) for name, part in asdict(value).items() if part is not None}
+        case _:
+            return value
+
+
+Reader = Callable[[object, str], object]
+
+
+def _read(
+    kind: Callable[..., T], readers: Mapping[str, Reader], value: object, where: str, required: tuple[str, ...] = ()
+) -> T:
+    """Build a value of `kind` from a mapping whose keys are all known to `readers`."""
+    given = _mapping(value, where)
+    for key in given:
+        if key not in readers:
+            near = get_close_matches(key, readers, n=1)
+            raise PlanError(
+                f"{where} has an unknown key {key[:64]!r}",
+                expected=" | ".join(readers),
+                fix=f"did you mean {near[0]!r}?" if near else "remove it",
+            )
+    for key in required:
+        if key not in given:
+            raise PlanError(f"{where} lacks {key!r}", fix=f"add {key}")
+    return kind(**{key: readers[key](given[key], key) for key in given})
+
+
+def _mapping(value: object, where: str) -> Mapping[str, object]:
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise PlanError(f"{where} is no mapping", expected="names and values", got=type(value).__name__)
+    return value
+
+
+def _text(value: object, where: str) -> str:
+    if not isinstance(value, str):
+        raise PlanError(f"{where} is no text", expected="text", got=type(value).__name__)
+    return value
+
+
+def _integer(value: object, where: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise PlanError(f"{where} is no integer", expected="an integer", got=type(value).__name__)
+    return value
+
+
+def _number(value: object, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        # YAML 1.1 reads 1e-3 as text.
+        raise PlanError(
+            f"{where} is no number", expected="a number", got=type(value).__name__, fix="write it as 1.0e-3 or 0.001"
+        )
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise PlanError(f"{where} is out of range", expected="a 64-bit float") from error
+
+
+def _optional(reader: Reader) -> Reader:
+    return lambda value, where: None if value is None else reader(value, where)
+
+
+def _member(kind: type[E]) -> Reader:
+    def read(value: object, where: str) -> E:
+        for member in kind:
+            if value == member.value:
+                return member
+        raise PlanError(f"{where} is unknown", expected=" | ".join(kind), got=str(value)[:64])
+
+    return read
+
+
+def _section(kind: Callable[..., T], readers: Mapping[str, Reader]) -> Reader:
+    return lambda value, where: _read(kind, readers, value, where)
+
+
+def _options(value: object, where: str) -> Mapping[str, Scalar]:
+    # JobSpec checks the values; whatever they are, they are not called Scalar before.
+    return MappingProxyType(dict(cast("Mapping[str, Scalar]", _mapping(value, where))))
+
+
+def _bounds(value: object, where: str) -> PhaseBounds:
+    given = {"min_seconds": 0.0, **_mapping(value, where)}
+    return _read(PhaseBounds, {"min_seconds": _number, "max_seconds": _number}, given, where, ("max_seconds",))
+
+
+def _check_range(name: str, value: int, low: int, high: int) -> None:
+    if not low <= value <= high:
+        raise PlanError(f"{name} is out of range", expected=f"{low} to {high}", got=value)
+
+
+_CODEC: Mapping[str, Reader] = {"clip": _number, "ring_bits": _integer, "bits": _optional(_integer)}
+_COHORT: Mapping[str, Reader] = {"min": _integer, "max": _integer}
+_PHASES: Mapping[str, Reader] = {phase.name: _bounds for phase in fields(PhaseSchedule)}
+_OPTIMIZER: Mapping[str, Reader] = {
+    "name": _member(OptimizerName),
+    "lr": _number,
+    "momentum": _number,
+    "beta1": _number,
+    "beta2": _number,
+    "tau": _number,
+}
+_JOB: Mapping[str, Reader] = {
+    "name": _text,
+    "rounds": _integer,
+    "aggregation": _member(Aggregation),
+    "codec": _section(CodecChoice, _CODEC),
+    "cohort": _section(CohortBounds, _COHORT),
+    "threshold": _optional(_integer),
+    "min_survivors": _optional(_integer),
+    "max_dropout": _number,
+    "max_corrupt": _number,
+    "max_weight": _integer,
+    "chunk_bytes": _integer,
+    "max_attempts": _integer,
+    "phases": _section(PhaseSchedule, _PHASES),
+    "optimizer": _section(OptimizerSpec, _OPTIMIZER),
+    "training": _options,
+    "evaluate_every": _integer,
+}

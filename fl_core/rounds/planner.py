@@ -1,0 +1,200 @@
+"""From a job and a cohort to a plan that can hold. What cannot hold is refused, and the message names the number."""
+
+from fl_core.codec.packing import packed_bytes
+from fl_core.codec.spec import BITS, CodecSpec
+from fl_core.codec.tensors import TensorManifest
+from fl_core.codec.update_codec import UpdateCodec
+from fl_core.crypto.shamir import SHARE_BYTES
+from fl_core.errors import PlanError
+from fl_core.rounds.job import CodecChoice, JobSpec
+from fl_core.rounds.plan import Aggregation, JobId, RosterEntry, RoundPlan, ServiceEndpoint
+from fl_core.secagg.profiles import check_thresholds, default_threshold, most_dropouts
+from fl_core.secagg.sealing import SEALED_SHARE_BYTES
+
+_CHUNK_FRAME_BYTES = 24
+_ADVERTISEMENT_BYTES = 1_200
+_SHARE_FRAME_BYTES = 16
+_HELLOS_BYTES = 512
+
+
+def choose_bits(cohort: int, ring_bits: int) -> int:
+    """The most bits that each of `cohort` sites may use without the sum wrapping around.
+
+    Raises:
+        PlanError: not even one bit fits.
+    """
+    bits = (((1 << ring_bits) - 1) // cohort + 1).bit_length() - 1
+    if bits < BITS[0]:
+        raise PlanError(
+            "the ring is too small for the cohort",
+            expected=f"2**ring_bits > {cohort}",
+            got=f"ring_bits {ring_bits}",
+            fix="raise codec.ring_bits or lower cohort.max",
+        )
+    return min(bits, BITS[-1])
+
+
+def choose_codec(choice: CodecChoice, cohort: int, max_weight: int) -> CodecSpec:
+    """The codec of a cohort: the bits that the job asks for, or as many as fit.
+
+    Args:
+        choice: of the job.
+        cohort: sites in the roster.
+        max_weight: largest sample count of one site.
+
+    Raises:
+        PlanError: the sum could wrap around, or max_weight does not fit the bits.
+    """
+    bits = choose_bits(cohort, choice.ring_bits) if choice.bits is None else choice.bits
+    codec = CodecSpec(choice.clip, bits, choice.ring_bits)
+    codec.check_cohort(cohort)
+    if max_weight >= 1 << bits:
+        raise PlanError(
+            "max_weight does not fit the codec",
+            expected=f"below 2**{bits} for {cohort} sites and ring_bits {choice.ring_bits}",
+            got=max_weight,
+            fix="lower max_weight or cohort.max, or raise codec.ring_bits or codec.bits",
+        )
+    return codec
+
+
+def build_plan(
+    job: JobSpec,
+    *,
+    job_id: JobId,
+    round_id: int,
+    attempt: int,
+    model_version: int,
+    model_digest: bytes,
+    manifest: TensorManifest,
+    roster: tuple[RosterEntry, ...],
+    aggregator: ServiceEndpoint,
+    keyserver: ServiceEndpoint | None,
+) -> RoundPlan:
+    """Write the plan of one attempt.
+
+    Args:
+        job: what the operator asked for.
+        job_id: its id.
+        round_id: counts from 1.
+        attempt: counts from 1 within the round.
+        model_version: the version that the sites train from.
+        model_digest: its digest, 32 bytes.
+        manifest: its form.
+        roster: the cohort, in any order.
+        aggregator: where updates go.
+        keyserver: where keys are exchanged; not used by a plain job.
+
+    Returns:
+        A plan that passed `check_plan`.
+
+    Raises:
+        PlanError: it cannot hold; the message names the number to change.
+    """
+    size = len(roster)
+    if not job.cohort.min <= size <= job.cohort.max:
+        raise PlanError("the cohort is out of range", expected=f"{job.cohort.min} to {job.cohort.max} sites", got=size)
+    is_secure = job.aggregation is Aggregation.SECAGG
+    threshold = job.threshold or _threshold(job, size)
+    plan = RoundPlan(
+        job_id=job_id,
+        round_id=round_id,
+        attempt=attempt,
+        aggregation=job.aggregation,
+        model_version=model_version,
+        model_digest=model_digest,
+        manifest=manifest,
+        codec=choose_codec(job.codec, size, job.max_weight),
+        threshold=threshold,
+        min_survivors=threshold if job.min_survivors is None else max(job.min_survivors, threshold),
+        max_dropout=job.max_dropout,
+        max_corrupt=job.max_corrupt,
+        max_weight=job.max_weight,
+        chunk_bytes=job.chunk_bytes,
+        schedule=job.phases,
+        aggregator=aggregator,
+        keyserver=keyserver if is_secure else None,
+        roster=tuple(sorted(roster, key=lambda entry: entry.client_id)),
+        training=job.training,
+    )
+    check_plan(plan)
+    return plan
+
+
+def check_plan(plan: RoundPlan) -> None:
+    """Prove that a plan can hold: every party does this before it takes part.
+
+    That its numbers are in range and that its sum cannot wrap around was checked when it was built.
+
+    Raises:
+        PlanError: threshold, drop-outs, corruption or survivors cannot hold, or two parties share a certificate.
+    """
+    size = len(plan.roster)
+    if plan.aggregation is Aggregation.SECAGG:
+        plan.session_context()
+        check_thresholds(size, plan.threshold, plan.max_dropout, plan.max_corrupt)
+    most = size - most_dropouts(size, plan.max_dropout)
+    if plan.min_survivors > most:
+        raise PlanError(
+            "min_survivors leaves no room for the drop-outs",
+            expected=f"at most {most} of {size} sites",
+            got=plan.min_survivors,
+            fix="lower min_survivors or max_dropout",
+        )
+    _check_endpoints(plan)
+
+
+def check_job(job: JobSpec) -> None:
+    """Prove that a job can hold for every cohort that it allows, before it is accepted.
+
+    Raises:
+        PlanError: it cannot hold for a cohort; the message names the number to change.
+    """
+    choose_codec(job.codec, job.cohort.max, job.max_weight)
+    for size in range(job.cohort.min, job.cohort.max + 1):
+        threshold = job.threshold or _threshold(job, size)
+        survivors = max(job.min_survivors or threshold, threshold)
+        if job.aggregation is Aggregation.SECAGG:
+            check_thresholds(size, threshold, job.max_dropout, job.max_corrupt)
+        if survivors > size - most_dropouts(size, job.max_dropout):
+            raise PlanError(
+                f"the job cannot hold for a cohort of {size}",
+                expected=f"min_survivors at most {size - most_dropouts(size, job.max_dropout)}",
+                got=survivors,
+                fix="lower min_survivors, threshold or max_dropout, or raise cohort.min",
+            )
+
+
+def codec_of(plan: RoundPlan) -> UpdateCodec:
+    """The codec that encodes and decodes updates of this attempt."""
+    return UpdateCodec(plan.codec, plan.manifest, plan.max_weight)
+
+
+def upload_bytes(plan: RoundPlan) -> int:
+    """Payload of one upload: the packed vector."""
+    return packed_bytes(plan.length, plan.codec.ring_bits)
+
+
+def bytes_up_per_site(plan: RoundPlan) -> int:
+    """An upper estimate of the message bytes that one site sends in this attempt, on all its streams."""
+    payload = upload_bytes(plan)
+    upload = payload + (payload // plan.chunk_bytes + 3) * _CHUNK_FRAME_BYTES + _HELLOS_BYTES
+    if plan.aggregation is Aggregation.PLAIN:
+        return upload
+    shares = len(plan.roster) * (SEALED_SHARE_BYTES + SHARE_BYTES + 2 * _SHARE_FRAME_BYTES)
+    return upload + _ADVERTISEMENT_BYTES + shares
+
+
+def _threshold(job: JobSpec, size: int) -> int:
+    if job.aggregation is Aggregation.SECAGG:
+        return default_threshold(size)
+    return max(1, size - most_dropouts(size, job.max_dropout))
+
+
+def _check_endpoints(plan: RoundPlan) -> None:
+    services = [end for end in (plan.aggregator, plan.keyserver) if end is not None]
+    certificates = {end.certificate_sha256 for end in services}
+    if len({end.service_id for end in services}) != len(services) or len(certificates) != len(services):
+        raise PlanError("aggregator and key server are one", expected="two services with certificates of their own")
+    if certificates & {entry.certificate_sha256 for entry in plan.roster}:
+        raise PlanError("a service stands in the roster", expected="sites only")
