@@ -3,7 +3,7 @@
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -65,7 +65,9 @@ def make_federation(tmp_path: Path) -> Callable[[str], Federation]:
 
     def make(name: str) -> Federation:
         folder = tmp_path / f"federation-{name}"
-        return Federation(folder, CertificateAuthority.create(folder / "ca", name))
+        # The CA is older than today, so that it can have issued certificates that are expired now.
+        founded = datetime.now(UTC) - timedelta(days=30)
+        return Federation(folder, CertificateAuthority.create(folder / "ca", name, now=founded))
 
     return make
 

@@ -26,8 +26,8 @@ from fl_core.errors import (
 
 METADATA_KEY = "tacit-error-bin"
 
-# Metadata has a limit of 8 KiB in all.
-_MAX_TEXT = 1000
+# Metadata has a limit of 8 KiB in all; a text may double when it is quoted and grows by a third in base64.
+_MAX_TEXT_BYTES = 500
 
 _STATUS: dict[type[TacitError], grpc.StatusCode] = {
     errors.TacitError: grpc.StatusCode.INTERNAL,
@@ -85,9 +85,9 @@ class WireStatus:
 def to_status(error: TacitError) -> WireStatus:
     """Status, sentence and trailing metadata of an error."""
     texts = {name: getattr(error, name) for name in ("what", "expected", "got", "fix")}
-    body = {name: str(text)[:_MAX_TEXT] for name, text in texts.items() if text is not None}
-    payload = json.dumps({"code": error.code, **body}).encode()
-    return WireStatus(status_code(error), str(error)[:_MAX_TEXT], ((METADATA_KEY, payload),))
+    body = {name: _plain(str(text)) for name, text in texts.items() if text is not None}
+    payload = json.dumps({"code": error.code, **body}, ensure_ascii=False).encode()
+    return WireStatus(status_code(error), _plain(str(error)), ((METADATA_KEY, payload),))
 
 
 def status_code(error: TacitError) -> grpc.StatusCode:
@@ -136,7 +136,7 @@ def _parse(payload: bytes) -> TacitError | None:
         return None
     if not isinstance(body, dict) or not all(isinstance(text, str) for text in body.values()):
         return None
-    texts = {name: text[:_MAX_TEXT] for name, text in body.items() if name in ("what", "expected", "got", "fix")}
+    texts = {name: _plain(text) for name, text in body.items() if name in ("what", "expected", "got", "fix")}
     kind = error_classes().get(body.get("code", ""))
     return None if kind is None or "what" not in texts else _rebuild(kind, texts)
 
@@ -148,6 +148,12 @@ def _rebuild(kind: type[TacitError], texts: dict[str, str]) -> TacitError:
         error, texts["what"], expected=texts.get("expected"), got=texts.get("got"), fix=texts.get("fix")
     )
     return error
+
+
+def _plain(text: str) -> str:
+    # A peer's text ends up in logs and terminals, so control characters stay out.
+    printable = "".join(character if character.isprintable() else " " for character in text)
+    return printable.encode()[:_MAX_TEXT_BYTES].decode(errors="ignore")
 
 
 def error_classes() -> dict[str, type[TacitError]]:
@@ -165,13 +171,13 @@ def _from_code(code: grpc.StatusCode, details: str) -> TacitError:
     if any(text in details for text in _UNTRUSTED_PEER):
         return IdentityError(
             "the service does not hold the certificate that we expect",
-            got=details[:_MAX_TEXT],
+            got=_plain(details),
             fix="compare address, role and ca file",
         )
     if any(text in details for text in _BROKEN_CONNECTION):
-        return PeerLost("the connection broke", got=details[:_MAX_TEXT])
+        return PeerLost("the connection broke", got=_plain(details))
     if "message larger than max" in details:
-        return StreamError("a message is too large", got=details[:_MAX_TEXT])
+        return StreamError("a message is too large", got=_plain(details))
     kind = _MEANING.get(code, InternalError)
     what = {PeerLost: "the service did not answer", InternalError: "the call failed"}.get(kind, "the call was refused")
-    return kind(what, got=f"{code.name}: {details[:_MAX_TEXT]}")
+    return kind(what, got=f"{code.name}: {_plain(details)}")
