@@ -1,0 +1,1 @@
+"""Trainers for what sites already have: a torch module, a Flower client."""

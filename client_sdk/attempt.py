@@ -1,0 +1,144 @@
+"""One attempt at one round, from the invitation to the last share."""
+
+import asyncio
+import os
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import structlog
+
+from client_sdk.audit import record_plain_update
+from client_sdk.connections import Connections, Services
+from client_sdk.download import ModelDownload, ModelReference
+from client_sdk.exchange import KeyExchange
+from client_sdk.journal import SiteJournal
+from client_sdk.observer import SiteObserver, tell
+from client_sdk.policy import SitePolicy, check_invitation
+from client_sdk.reveal import Unmasking
+from client_sdk.training import TrainedUpdate, TrainerThread
+from client_sdk.upload import Upload, send_upload
+from fl_core.rounds.plan import Aggregation, RoundPlan
+from fl_core.rounds.planner import codec_of
+from fl_core.secagg.client import AwaitingSurvivors, MaskExpanded
+from fl_core.secagg.messages import RingVector
+from fl_core.transport.identity import RosterTrust
+from fl_core.transport.retry import retry
+
+log = structlog.get_logger(__name__)
+
+SLACK_S = 5.0
+"""What a site waits longer than the schedule of a phase, so that the service is the one that ends it."""
+
+First = TypeVar("First")
+Second = TypeVar("Second")
+
+
+@dataclass(frozen=True, slots=True)
+class Workplace:
+    """Everything of a site that outlives an attempt."""
+
+    policy: SitePolicy
+    connections: Connections
+    journal: SiteJournal
+    download: ModelDownload
+    trainer: TrainerThread
+    observer: SiteObserver
+    record_plain_updates: Path | None
+
+
+async def take_part(plan: RoundPlan, site: Workplace) -> None:
+    """Do this site's part of an attempt.
+
+    Raises:
+        TacitError: why the site cannot, or may not, go on with this attempt.
+    """
+    index = check_invitation(plan, site.policy, site.connections.identity)
+    await asyncio.to_thread(site.journal.record_attempt, plan.job_id, plan.round_id, plan.attempt)
+    services = await retry(lambda: site.connections.services(plan), deadline_s=plan.schedule.advertising.max_seconds)
+    tell(site.observer.invited, plan)
+    if plan.aggregation is Aggregation.PLAIN:
+        await _take_plain_part(plan, index, site, services)
+    else:
+        await _take_secure_part(plan, index, site, services)
+
+
+async def _take_plain_part(plan: RoundPlan, index: int, site: Workplace, services: Services) -> None:
+    vector = await _encode(plan, index, await _train(plan, site), site)
+    await _upload(plan, index, vector, site, services)
+
+
+async def _take_secure_part(plan: RoundPlan, index: int, site: Workplace, services: Services) -> None:
+    expanded, update = await _together(_exchange(plan, index, site, services), _train(plan, site))
+    vector = await _encode(plan, index, update, site)
+    following = await _mask_and_upload(plan, index, expanded, vector, site, services)
+    await _reveal(plan, index, following, site, services)
+    tell(site.observer.revealed, plan)
+
+
+async def _exchange(plan: RoundPlan, index: int, site: Workplace, services: Services) -> MaskExpanded:
+    credentials = site.connections.credentials
+    verifier = RosterTrust(plan.roster, credentials.trust, datetime.now(UTC))
+    exchange = KeyExchange(plan, index, credentials.signer(), verifier, os.urandom)
+    seconds = plan.schedule.advertising.max_seconds + plan.schedule.sharing.max_seconds + SLACK_S
+    return await retry(
+        lambda: exchange.run(services.keyserver, seconds, lambda: tell(site.observer.keys_shared, plan)),
+        deadline_s=seconds,
+    )
+
+
+async def _train(plan: RoundPlan, site: Workplace) -> TrainedUpdate:
+    wanted = ModelReference(plan.job_id, plan.model_version, plan.model_digest, plan.manifest)
+    seconds = plan.schedule.uploading.max_seconds
+    coordinator = site.connections.coordinator
+    model = await retry(lambda: site.download.get(coordinator, wanted, seconds), deadline_s=seconds)
+    update = await site.trainer.update_for(plan, model)
+    tell(site.observer.trained, plan, update.num_samples, update.metrics)
+    return update
+
+
+async def _encode(plan: RoundPlan, index: int, update: TrainedUpdate, site: Workplace) -> RingVector:
+    vector = await asyncio.to_thread(codec_of(plan).encode, update.update, update.num_samples, os.urandom)
+    if site.record_plain_updates is not None:
+        await asyncio.to_thread(record_plain_update, site.record_plain_updates, plan, index, vector)
+    return vector
+
+
+async def _mask_and_upload(
+    plan: RoundPlan, index: int, expanded: MaskExpanded, vector: RingVector, site: Workplace, services: Services
+) -> AwaitingSurvivors:
+    following, masked = await asyncio.to_thread(expanded.step, vector)
+    await _upload(plan, index, masked.vector, site, services)
+    return following
+
+
+async def _upload(plan: RoundPlan, index: int, vector: RingVector, site: Workplace, services: Services) -> None:
+    upload = await asyncio.to_thread(Upload.of, plan, index, vector)
+    seconds = plan.schedule.uploading.max_seconds
+
+    def on_chunk(chunk: int, count: int) -> None:
+        tell(site.observer.upload_chunk_sent, plan, chunk, count)
+
+    await retry(lambda: send_upload(services.aggregator, upload, seconds, on_chunk), deadline_s=seconds)
+    tell(site.observer.uploaded, plan)
+
+
+async def _reveal(
+    plan: RoundPlan, index: int, following: AwaitingSurvivors, site: Workplace, services: Services
+) -> None:
+    unmasking = Unmasking(plan, index, following, site.journal)
+    schedule = plan.schedule
+    seconds = schedule.uploading.max_seconds + schedule.signing.max_seconds + schedule.revealing.max_seconds + SLACK_S
+    await retry(lambda: unmasking.run(services.keyserver, seconds), deadline_s=seconds)
+
+
+async def _together(first: Coroutine[Any, Any, First], second: Coroutine[Any, Any, Second]) -> tuple[First, Second]:
+    """Wait for both; when one fails the other is cancelled, and its error is the one that is raised."""
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            one, other = tasks.create_task(first), tasks.create_task(second)
+    except ExceptionGroup as group:
+        raise group.exceptions[0] from None
+    return one.result(), other.result()

@@ -1,0 +1,158 @@
+"""What a site insists on, and the checks of a plan before the site takes part in it. A server cannot weaken them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from fl_core.errors import ConfigError, PolicyRefused
+from fl_core.rounds.plan import Aggregation, RoundPlan, ServiceEndpoint
+from fl_core.rounds.planner import check_plan
+from fl_core.transport.identity import Identity, Role, identity_of, parse_certificate
+
+
+@dataclass(frozen=True, slots=True)
+class SitePolicy:
+    """The owner's conditions.
+
+    Args:
+        require_secure_aggregation: refuse attempts in which the aggregator sees single updates.
+        min_cohort: smallest number of sites in an attempt, >= 1.
+        aggregator_id: the only aggregator that may get updates; any of the federation when None.
+        keyserver_id: the only key server that may relay shares; any of the federation when None.
+
+    Raises:
+        ConfigError: a value is of the wrong type or out of range.
+    """
+
+    require_secure_aggregation: bool = True
+    min_cohort: int = 3
+    aggregator_id: str | None = None
+    keyserver_id: str | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.require_secure_aggregation, bool):
+            raise ConfigError(
+                "policy.require_secure_aggregation is no yes or no",
+                expected="true or false",
+                got=repr(self.require_secure_aggregation),
+            )
+        if isinstance(self.min_cohort, bool) or not isinstance(self.min_cohort, int) or self.min_cohort < 1:
+            raise ConfigError(
+                "policy.min_cohort is out of range", expected="a whole number >= 1", got=repr(self.min_cohort)
+            )
+        for name in ("aggregator_id", "keyserver_id"):
+            pin = getattr(self, name)
+            if pin is not None and not (isinstance(pin, str) and pin):
+                raise ConfigError(f"policy.{name} is no name", expected="text", got=repr(pin))
+
+
+def check_invitation(plan: RoundPlan, policy: SitePolicy, identity: Identity) -> int:
+    """Check everything about a plan that needs no look at the network.
+
+    Args:
+        plan: as the coordinator sent it.
+        policy: the owner's conditions.
+        identity: this site, as its certificate says.
+
+    Returns:
+        The place of this site in the roster.
+
+    Raises:
+        PlanError: the plan cannot hold (overflow, threshold, drop-out), or this site is not in its roster.
+        PolicyRefused: the plan is weaker than the policy.
+    """
+    check_plan(plan)
+    index = plan.index_of(identity.id)
+    if plan.roster[index].certificate_sha256 != identity.certificate_sha256:
+        raise PolicyRefused(
+            "the roster names another certificate for this site",
+            expected=f"fingerprint {identity.certificate_sha256.hex()[:16]}",
+            got=f"fingerprint {plan.roster[index].certificate_sha256.hex()[:16]}",
+            fix="connect again with the certificate in use",
+        )
+    _check_conditions(plan, policy)
+    return index
+
+
+def check_services(plan: RoundPlan, certificates: Mapping[Role, bytes]) -> None:
+    """Check that every service is the one that the plan names, and that no two of them are the same party.
+
+    Args:
+        plan: the attempt.
+        certificates: what the services showed (DER), by the role in which this site meets them; each was checked
+            against the pinned CA.
+
+    Raises:
+        PolicyRefused: another certificate than the plan says, a wrong role, or one party in two roles.
+    """
+    for role, endpoint in endpoints(plan).items():
+        _check_endpoint(role, endpoint, identity_of(certificates[role]))
+    identities = {role: identity_of(certificate) for role, certificate in certificates.items()}
+    _check_distinct("certificate", {role: identity.certificate_sha256 for role, identity in identities.items()})
+    _check_distinct("id", {role: identity.id.encode() for role, identity in identities.items()})
+    # A renewed certificate over the same key is the same party too.
+    _check_distinct("key", {role: _public_key(certificate) for role, certificate in certificates.items()})
+
+
+def endpoints(plan: RoundPlan) -> dict[Role, ServiceEndpoint]:
+    """The services that a site talks to in this attempt, beside the coordinator."""
+    found = {Role.AGGREGATOR: plan.aggregator}
+    if plan.keyserver is not None:
+        found[Role.KEYSERVER] = plan.keyserver
+    return found
+
+
+def _check_conditions(plan: RoundPlan, policy: SitePolicy) -> None:
+    if policy.require_secure_aggregation and plan.aggregation is not Aggregation.SECAGG:
+        raise PolicyRefused(
+            "this site takes part in secure aggregation only",
+            expected=Aggregation.SECAGG.value,
+            got=plan.aggregation.value,
+            fix="change the job, or policy.require_secure_aggregation in site.yaml",
+        )
+    if len(plan.roster) < policy.min_cohort:
+        raise PolicyRefused(
+            "the cohort is too small for this site",
+            expected=f">= {policy.min_cohort} sites",
+            got=len(plan.roster),
+            fix="change cohort.min of the job, or policy.min_cohort in site.yaml",
+        )
+    pins = {Role.AGGREGATOR: policy.aggregator_id, Role.KEYSERVER: policy.keyserver_id}
+    for role, endpoint in endpoints(plan).items():
+        if pins[role] not in (None, endpoint.service_id):
+            raise PolicyRefused(
+                f"this site has pinned another {role.value}", expected=pins[role], got=endpoint.service_id
+            )
+
+
+def _check_endpoint(role: Role, endpoint: ServiceEndpoint, shown: Identity) -> None:
+    if shown.role is not role:
+        raise PolicyRefused(
+            f"the {role.value} shows a certificate of another role", expected=role.value, got=shown.role.value
+        )
+    if shown.id != endpoint.service_id:
+        raise PolicyRefused(f"the {role.value} is not the one of the plan", expected=endpoint.service_id, got=shown.id)
+    if shown.certificate_sha256 != endpoint.certificate_sha256:
+        raise PolicyRefused(
+            f"the {role.value} shows another certificate than the plan says",
+            expected=f"fingerprint {endpoint.certificate_sha256.hex()[:16]}",
+            got=f"fingerprint {shown.certificate_sha256.hex()[:16]}",
+        )
+
+
+def _check_distinct(what: str, facts: Mapping[Role, bytes]) -> None:
+    roles: dict[bytes, Role] = {}
+    for role, fact in facts.items():
+        if fact in roles:
+            raise PolicyRefused(
+                f"{roles[fact].value} and {role.value} have the same {what}",
+                expected="services in different hands",
+                fix="run each service with an identity of its own",
+            )
+        roles[fact] = role
+
+
+def _public_key(certificate: bytes) -> bytes:
+    key = parse_certificate(certificate).public_key()
+    return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
