@@ -239,10 +239,7 @@ class CertificateAuthority:
 
     def issued(self) -> list[IssuedCertificate]:
         """Every certificate that this CA signed, by role and id, oldest first."""
-        revoked = {entry.serial_number: entry.revocation_date_utc for entry in self._revocations()}
-        identities = [identity_of(_read(path)) for path in (self.folder / "issued").glob("*.pem")]
-        identities.sort(key=lambda identity: (identity.role, identity.id, identity.not_after))
-        return [IssuedCertificate(identity, revoked.get(identity.serial)) for identity in identities]
+        return read_issued(self.folder)[1]
 
     def _sign(
         self,
@@ -275,10 +272,7 @@ class CertificateAuthority:
         return certificate
 
     def _revocations(self) -> x509.CertificateRevocationList:
-        try:
-            return x509.load_pem_x509_crl(_read(self.crl_path))
-        except ValueError as error:
-            raise ConfigError(f"the revocation list {self.crl_path} cannot be parsed") from error
+        return _load_revocations(self.crl_path)
 
     def _write_revocations(self, revoked: list[x509.RevokedCertificate], now: datetime) -> None:
         builder = (
@@ -315,6 +309,34 @@ def request_certificate(out: Path, federation: str, role: Role, subject_id: str)
     )
     write_atomically(out / "request.pem", request.public_bytes(Encoding.PEM))
     return out / "key.pem", out / "request.pem"
+
+
+def read_issued(folder: Path) -> tuple[str, list[IssuedCertificate]]:
+    """What the CA in `folder` has issued, from its public files alone.
+
+    Returns:
+        Name of the federation, and its certificates by role and id, oldest first.
+
+    Raises:
+        ConfigError: there is no CA in the folder or a file cannot be read.
+    """
+    try:
+        federation = federation_of(x509.load_pem_x509_certificate(_read(folder / "ca.pem")))
+    except ValueError as error:
+        raise ConfigError(f"{folder / 'ca.pem'} cannot be parsed") from error
+    revoked = {entry.serial_number: entry.revocation_date_utc for entry in _load_revocations(folder / "crl.pem")}
+    identities = [identity_of(_read(path)) for path in (folder / "issued").glob("*.pem")]
+    identities.sort(key=lambda identity: (identity.role, identity.id, identity.not_after))
+    return federation, [IssuedCertificate(identity, revoked.get(identity.serial)) for identity in identities]
+
+
+def is_encrypted(folder: Path) -> bool:
+    """Whether opening the CA in `folder` takes a passphrase.
+
+    Raises:
+        ConfigError: the key cannot be read.
+    """
+    return b"ENCRYPTED PRIVATE KEY" in _read(folder / "ca-key.pem")
 
 
 def parse_request(request_pem: bytes) -> x509.CertificateSigningRequest:
@@ -385,6 +407,13 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise ConfigError(f"{path} cannot be read", got=error.strerror) from error
+
+
+def _load_revocations(path: Path) -> x509.CertificateRevocationList:
+    try:
+        return x509.load_pem_x509_crl(_read(path))
+    except ValueError as error:
+        raise ConfigError(f"the revocation list {path} cannot be parsed") from error
 
 
 def _common_name(name: str) -> x509.Name:

@@ -88,7 +88,7 @@ def check_name(role: Role, subject_id: str) -> None:
         else (_NAME, "1 to 64 letters, digits, '.', '_' or '-', with a letter or digit at both ends")
     )
     if not pattern.fullmatch(subject_id):
-        raise IdentityError(f"the id of a {role.value} is not valid", expected=expected, got=repr(subject_id))
+        raise IdentityError(f"an id of role {role.value} is not valid", expected=expected, got=repr(subject_id))
 
 
 def check_federation_name(federation: str) -> None:
