@@ -1,7 +1,7 @@
 """A cohort of honest sites and its servers, brought to one stage of a session after another.
 
-Tests and benchmarks take over from a stage: they put a false message in, or measure what comes next. Each function takes
-the phases of the stage before, which are used up by it.
+Tests and benchmarks take over from a stage: they put a false message in, or measure what comes next. Each function
+takes the phases of the stage before, which are used up by it.
 """
 
 from collections.abc import Collection, Sequence
