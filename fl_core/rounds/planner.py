@@ -131,8 +131,8 @@ def check_plan(plan: RoundPlan) -> None:
     """
     size = len(plan.roster)
     if plan.aggregation is Aggregation.SECAGG:
-        plan.session_context()
         check_thresholds(size, plan.threshold, plan.max_dropout, plan.max_corrupt)
+        plan.session_context()
     most = size - most_dropouts(size, plan.max_dropout)
     if plan.min_survivors > most:
         raise PlanError(

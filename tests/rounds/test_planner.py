@@ -1,0 +1,221 @@
+"""Plans that hold, plans that cannot and say which number to change, and what a plan's digest stands for."""
+
+from dataclasses import fields, replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fl_core.codec.spec import CodecSpec
+from fl_core.codec.tensors import TensorManifest, TensorSpec
+from fl_core.errors import PlanError
+from fl_core.rounds.job import CodecChoice, job_from_mapping
+from fl_core.rounds.plan import (
+    Aggregation,
+    ClientId,
+    JobId,
+    PhaseBounds,
+    PhaseSchedule,
+    RosterEntry,
+    RoundPlan,
+    ServiceEndpoint,
+)
+from fl_core.rounds.planner import (
+    build_plan,
+    bytes_up_per_site,
+    check_job,
+    check_plan,
+    choose_bits,
+    choose_codec,
+    codec_of,
+    upload_bytes,
+)
+
+AGGREGATOR = ServiceEndpoint("agg", "host:1", b"a" * 32)
+KEYSERVER = ServiceEndpoint("keys", "host:2", b"k" * 32)
+
+
+def plan_of(size: int = 10, manifest_size: int = 100, **job: Any) -> RoundPlan:
+    roster = tuple(RosterEntry(ClientId(f"site-{i:05}"), i.to_bytes(32, "big")) for i in reversed(range(size)))
+    return build_plan(
+        job_from_mapping({"name": "j", "rounds": 1, **job}),
+        job_id=JobId("job"),
+        round_id=3,
+        attempt=2,
+        model_version=4,
+        model_digest=b"m" * 32,
+        manifest=TensorManifest((TensorSpec("w", "float32", (manifest_size,)),)),
+        roster=roster,
+        aggregator=AGGREGATOR,
+        keyserver=KEYSERVER,
+    )
+
+
+@pytest.mark.parametrize(("size", "threshold"), [(3, 3), (4, 3), (10, 7), (100, 67)])
+def test_the_default_threshold_of_a_secure_plan_is_two_thirds(size: int, threshold: int) -> None:
+    plan = plan_of(size)
+    assert (plan.threshold, plan.min_survivors) == (threshold, threshold)
+    assert plan.session_context().threshold == threshold
+
+
+def test_a_plain_plan_waits_for_all_but_the_dropouts_and_has_no_key_server() -> None:
+    plan = plan_of(10, aggregation="plain", max_dropout=0.5)
+    assert (plan.threshold, plan.min_survivors, plan.keyserver) == (5, 5, None)
+
+
+def test_the_roster_is_sorted() -> None:
+    ids = [entry.client_id for entry in plan_of().roster]
+    assert ids == sorted(ids)
+
+
+@given(st.integers(1, 16_384), st.integers(15, 32))
+def test_the_chosen_bits_fit_and_one_more_would_not(cohort: int, ring_bits: int) -> None:
+    bits = choose_bits(cohort, ring_bits)
+    CodecSpec(1.0, bits, ring_bits).check_cohort(cohort)
+    if bits < 24:
+        with pytest.raises(PlanError):
+            CodecSpec(1.0, bits + 1, ring_bits).check_cohort(cohort)
+
+
+@given(st.integers(3, 3000))
+def test_the_default_job_holds_for_every_cohort(size: int) -> None:
+    job = job_from_mapping({"name": "j", "rounds": 1, "cohort": {"min": size, "max": size}, "max_weight": 100})
+    check_job(job)
+
+
+@pytest.mark.parametrize(
+    ("job", "words"),
+    [
+        ({"threshold": 5}, ["threshold", "raise threshold"]),
+        ({"threshold": 8}, ["threshold", "lower threshold"]),
+        ({"max_dropout": 0.5}, ["max_dropout"]),
+        ({"max_corrupt": 0.7}, ["max_corrupt"]),
+        ({"min_survivors": 8}, ["min_survivors", "max_dropout"]),
+        ({"codec": {"bits": 21}}, ["ring_bits", "raise ring_bits"]),
+        ({"codec": {"ring_bits": 12}}, ["max_weight", "raise codec.ring_bits"]),
+        ({"max_weight": 1 << 20}, ["max_weight", "lower max_weight"]),
+        ({"cohort": {"min": 11}}, ["cohort", "11 to 100"]),
+    ],
+)
+def test_a_plan_that_cannot_hold_names_the_number_to_change(job: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(PlanError) as refused:
+        plan_of(10, **job)
+    assert all(word in str(refused.value) for word in words), str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "job",
+    [
+        {"max_weight": 1 << 17},
+        {"threshold": 7},
+        {"max_dropout": 0.4},
+        {"aggregation": "plain", "min_survivors": 4},
+        {"codec": {"ring_bits": 8}},
+    ],
+)
+def test_a_job_that_cannot_hold_for_one_of_its_cohorts_is_refused_when_it_comes(job: dict[str, Any]) -> None:
+    with pytest.raises(PlanError):
+        check_job(job_from_mapping({"name": "j", "rounds": 1, **job}))
+
+
+def test_a_ring_that_is_too_small_for_the_cohort_is_refused() -> None:
+    with pytest.raises(PlanError, match=r"raise codec\.ring_bits"):
+        choose_codec(CodecChoice(ring_bits=8), 300, 1)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"keyserver": AGGREGATOR},
+        {"keyserver": ServiceEndpoint("keys", "host:2", AGGREGATOR.certificate_sha256)},
+        {"keyserver": ServiceEndpoint(AGGREGATOR.service_id, "host:2", b"x" * 32)},
+        {"aggregator": ServiceEndpoint("agg", "host:1", (5).to_bytes(32, "big"))},
+        {"threshold": 5, "min_survivors": 5},
+        {"min_survivors": 10},
+    ],
+)
+def test_a_plan_made_elsewhere_is_checked_all_the_same(change: dict[str, Any]) -> None:
+    plan = plan_of()
+    check_plan(plan)
+    with pytest.raises(PlanError):
+        check_plan(replace(plan, **change))
+
+
+def test_bytes_up_are_the_vector_and_little_more() -> None:
+    plan = plan_of(10, 1_000_000)
+    assert upload_bytes(plan) == 3 * 1_000_002
+    assert upload_bytes(plan) < bytes_up_per_site(plan) <= 1.1 * 3_000_000 + 20_000
+    assert bytes_up_per_site(plan_of(10, 1_000_000, aggregation="plain")) < bytes_up_per_site(plan)
+
+
+def test_the_codec_of_a_plan_has_its_length() -> None:
+    assert codec_of(plan_of()).length == plan_of().length == 102
+
+
+OTHER = {
+    "job_id": JobId("other"),
+    "round_id": 4,
+    "attempt": 3,
+    "aggregation": Aggregation.PLAIN,
+    "model_version": 5,
+    "model_digest": b"n" * 32,
+    "manifest": TensorManifest((TensorSpec("v", "float32", (100,)),)),
+    "codec": CodecSpec(2.0, 20, 24),
+    "threshold": 6,
+    "min_survivors": 8,
+    "max_dropout": 0.2,
+    "max_corrupt": 0.2,
+    "max_weight": 9_999,
+    "chunk_bytes": 1 << 17,
+    "schedule": PhaseSchedule(signing=PhaseBounds(0.0, 1.0)),
+    "aggregator": ServiceEndpoint("agg", "host:9", b"a" * 32),
+    "keyserver": ServiceEndpoint("keys", "host:9", b"k" * 32),
+    "roster": tuple(RosterEntry(ClientId(f"site-{i:05}"), bytes([i + 1] * 32)) for i in range(10)),
+    "training": {"lr": 0.1},
+}
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(RoundPlan)])
+def test_every_field_of_a_plan_changes_the_session(name: str) -> None:
+    plan = plan_of()
+    change = {name: OTHER[name]} | ({"keyserver": None} if name == "aggregation" else {})
+    assert replace(plan, **change).session_id != plan.session_id
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"job_id": JobId("")},
+        {"job_id": JobId("\ud800")},
+        {"round_id": 0},
+        {"round_id": 1 << 63},
+        {"attempt": 1 << 32},
+        {"model_version": -1},
+        {"model_digest": b"short"},
+        {"threshold": 0},
+        {"min_survivors": 11},
+        {"max_dropout": float("nan")},
+        {"chunk_bytes": 0},
+        {"max_weight": 0},
+        {"roster": ()},
+        {"roster": tuple(reversed(plan_of().roster))},
+        {"roster": (plan_of().roster[0],) * 10},
+        {"training": {"x": float("nan")}},
+        {"training": {"x" * 300: 1}},
+        {"training": {str(place): 1 for place in range(300)}},
+        {"keyserver": None},
+    ],
+)
+def test_a_plan_with_an_impossible_value_cannot_be_built(change: dict[str, Any]) -> None:
+    with pytest.raises(PlanError):
+        replace(plan_of(), **change)
+
+
+def test_entries_and_endpoints_check_themselves() -> None:
+    with pytest.raises(PlanError, match="32 bytes"):
+        RosterEntry(ClientId("a"), b"x")
+    with pytest.raises(PlanError, match="client_id"):
+        RosterEntry(ClientId(""), b"x" * 32)
+    with pytest.raises(PlanError, match="address"):
+        ServiceEndpoint("a", "", b"x" * 32)
