@@ -1,0 +1,1 @@
+"""The schema of the key server's database, step by step."""

@@ -1,0 +1,35 @@
+"""Settings of the key server."""
+
+import os
+
+from pydantic import Field
+
+from services.runtime.database import sqlite_url
+from services.runtime.settings import ServiceSettings
+
+
+class KeyServerSettings(ServiceSettings):
+    """What the key server needs beside the settings of every service.
+
+    Args:
+        database_url: a database of its own that records unmasked sessions; a SQLite file in state_dir when empty.
+        max_sessions: sessions that may be open at once.
+        max_cohort: largest cohort; the messages of a session grow with its square.
+        streams_per_caller: streams that one site or service may hold open at once.
+        message_timeout_seconds: how long a site may take for a message that needs no work.
+        delivery_timeout_seconds: how long the aggregator is tried before a combined mask is given up.
+        mask_threads: threads that expand masks.
+    """
+
+    database_url: str = ""
+    max_sessions: int = Field(default=16, ge=1)
+    max_cohort: int = Field(default=4096, ge=3)
+    streams_per_caller: int = Field(default=4, ge=1)
+    message_timeout_seconds: float = Field(default=30.0, gt=0)
+    delivery_timeout_seconds: float = Field(default=120.0, gt=0)
+    mask_threads: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1)
+
+    @property
+    def journal_url(self) -> str:
+        """The database of the journal."""
+        return self.database_url or sqlite_url(self.state_dir / "keyserver.db")
