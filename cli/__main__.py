@@ -1,0 +1,5 @@
+"""`python -m cli` is `tacit`."""
+
+from cli.main import run
+
+run()

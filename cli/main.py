@@ -1,0 +1,79 @@
+"""The `tacit` command: every command by name, and the one place where an error becomes a line and an exit code.
+
+The modules of the commands import what is heavy when they run, so that `tacit --help` costs next to nothing.
+"""
+
+import os
+import sys
+
+import click
+import typer
+
+from cli import db, evaluate, jobs, model, serve, site, status, train, up, version
+from cli.demo.command import demo
+from cli.pki import pki_app
+from fl_core.errors import TacitError
+
+EXIT_FAILED = 1
+EXIT_INTERRUPTED = 130
+
+app = typer.Typer(
+    name="tacit",
+    help="Federated learning for organisations that may not pool their data. "
+    "Only the sum over a cohort ever exists in the clear.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+START = "Start here"
+OPERATE = "Jobs and models"
+RUN = "Services and sites"
+OTHER = "Other"
+
+app.command("demo", rich_help_panel=START)(demo)
+app.command("up", rich_help_panel=START)(up.up)
+app.command("train", rich_help_panel=OPERATE)(train.train)
+app.command("status", rich_help_panel=OPERATE)(status.status)
+app.command("evaluate", rich_help_panel=OPERATE)(evaluate.evaluate)
+app.add_typer(jobs.jobs_app, name="jobs", rich_help_panel=OPERATE)
+app.add_typer(model.model_app, name="model", rich_help_panel=OPERATE)
+app.command("serve", rich_help_panel=RUN)(serve.serve)
+app.command("site", rich_help_panel=RUN)(site.site)
+app.add_typer(pki_app, name="pki", rich_help_panel=RUN)
+app.add_typer(db.db_app, name="db", rich_help_panel=RUN)
+app.command("version", rich_help_panel=OTHER)(version.version)
+
+
+def run(arguments: list[str] | None = None) -> None:
+    """Run the command line and leave the process.
+
+    An error of Tacit is one line on stderr and exit code 1; a wrong option is what typer says and exit code 2.
+    """
+    try:
+        code = app(args=arguments, standalone_mode=False)
+    except TacitError as error:
+        _leave(f"error: {error}", EXIT_FAILED)
+    except click.exceptions.NoArgsIsHelpError as error:
+        _leave(error.format_message(), error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        _leave("interrupted", EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        # Whoever read our output is gone; Python must not complain about it once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(EXIT_FAILED)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _leave(line: str, code: int) -> None:
+    sys.stderr.write(line.rstrip() + "\n")
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    run()

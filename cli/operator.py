@@ -1,0 +1,278 @@
+"""The operator's side of the wire: submit and follow jobs, fetch and evaluate models, ask for status."""
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Self, cast
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from cli.model_files import Arrays
+from cli.reports import EvaluationSummary, JobSummary
+from fl_core.codec.tensors import Tensors, manifest_of
+from fl_core.errors import ConfigError, NotFound, RemoteProtocolError, StreamError
+from fl_core.rounds.job import JobSpec
+from fl_core.rounds.report import RoundReport
+from fl_core.transport.channel import open_channel
+from fl_core.transport.identity import Role
+from fl_core.transport.peer import call_unary, read_stream, send_stream
+from fl_core.transport.tls import Credentials
+from fl_core.wire.chunks import TensorReader, tensor_writer
+from fl_core.wire.plans import manifest_from_proto, manifest_to_proto
+from fl_core.wire.reports import report_from_proto
+from fl_core.wire.v1 import (
+    aggregator_pb2_grpc,
+    coordinator_pb2,
+    coordinator_pb2_grpc,
+    keyserver_pb2_grpc,
+    status_pb2,
+)
+from services.runtime.settings import read_yaml, split_address
+
+CALL_TIMEOUT_S = 30.0
+TRANSFER_TIMEOUT_S = 3600.0
+HEALTH_TIMEOUT_S = 2.0
+MAX_MODEL_BYTES = 1 << 36
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorConfig:
+    """Where the services are and who we are.
+
+    Args:
+        coordinator: host:port.
+        certificate: the operator's certificate (PEM).
+        key: its private key (PEM).
+        ca: the pinned CA (PEM).
+        crl: revocation list (PEM).
+        aggregator: host:port, for `tacit status`.
+        keyserver: host:port, for `tacit status`.
+    """
+
+    coordinator: str
+    certificate: Path
+    key: Path
+    ca: Path
+    crl: Path | None = None
+    aggregator: str | None = None
+    keyserver: str | None = None
+
+    @classmethod
+    def from_file(cls, path: Path) -> Self:
+        """Read a YAML file. Paths in it count from its folder.
+
+        Raises:
+            ConfigError: it cannot be read, or a key is unknown, missing or no text.
+        """
+        if not path.exists():
+            raise ConfigError(
+                f"there is no operator's config at {path}",
+                fix="name one with --config, or start a local cluster with `tacit up`",
+            )
+        content = read_yaml(path)
+        known = [entry.name for entry in fields(cls)]
+        for name, value in content.items():
+            if name not in known:
+                raise ConfigError(f"{path} has an unknown key {name!r}", expected=", ".join(known))
+            if not isinstance(value, str):
+                raise ConfigError(f"{name!r} in {path} is wrong", expected="text", got=repr(value))
+        for name in ("coordinator", "certificate", "key", "ca"):
+            if name not in content:
+                raise ConfigError(f"{path} lacks {name!r}", fix=f"add a line `{name}: ...`")
+        for name in ("coordinator", "aggregator", "keyserver"):
+            if name in content:
+                split_address(content[name])
+        anchored = {
+            name: path.parent / content[name] for name in ("certificate", "key", "ca", "crl") if name in content
+        }
+        return cls(**(content | anchored))
+
+    def credentials(self) -> Credentials:
+        """The operator's certificate.
+
+        Raises:
+            ConfigError: a file is missing, unreadable, expired or does not fit.
+        """
+        return Credentials.from_files(self.certificate, self.key, self.ca, self.crl)
+
+    def address_of(self, role: Role) -> str | None:
+        """host:port of a service; None when the config does not say."""
+        return {Role.COORDINATOR: self.coordinator, Role.AGGREGATOR: self.aggregator, Role.KEYSERVER: self.keyserver}[
+            role
+        ]
+
+
+class Operator:
+    """A connection to the coordinator. Made by `Operator.connect`."""
+
+    def __init__(self, stub: "coordinator_pb2_grpc.CoordinatorServiceAsyncStub") -> None:
+        self._stub = stub
+
+    @classmethod
+    @asynccontextmanager
+    async def connect(cls, config: OperatorConfig) -> "AsyncIterator[Operator]":
+        """Open a channel while the block runs. It connects when it is first used.
+
+        Raises:
+            ConfigError: as `OperatorConfig.credentials`.
+        """
+        async with open_channel(config.coordinator, config.credentials(), Role.COORDINATOR) as channel:
+            # At run time one class of stub serves both kinds of channel; only the type stubs know two.
+            stub = cast(
+                "coordinator_pb2_grpc.CoordinatorServiceAsyncStub", coordinator_pb2_grpc.CoordinatorServiceStub(channel)
+            )
+            yield cls(stub)
+
+    async def submit(self, spec: JobSpec, tensors: Tensors) -> str:
+        """Submit a job with its initial model, and return the job_id.
+
+        Raises:
+            PlanError: the coordinator refuses the job.
+            PeerLost: the coordinator cannot be reached.
+        """
+        manifest = manifest_of(tensors)
+        writer = tensor_writer(tensors, manifest)
+        header = coordinator_pb2.JobHeader(
+            spec_json=json.dumps(spec.to_mapping()), manifest=manifest_to_proto(manifest), stream=writer.header
+        )
+
+        async def parts() -> AsyncIterator[coordinator_pb2.SubmitJobRequest]:
+            yield coordinator_pb2.SubmitJobRequest(header=header)
+            for chunk in writer.chunks():
+                yield coordinator_pb2.SubmitJobRequest(chunk=chunk)
+            yield coordinator_pb2.SubmitJobRequest(trailer=writer.trailer)
+
+        answer = await send_stream(self._stub.SubmitJob, parts(), timeout_s=TRANSFER_TIMEOUT_S)
+        return answer.job_id
+
+    async def watch(self, job_id: str) -> AsyncIterator[RoundReport | JobSummary]:
+        """Reports of a job and its status as they change, past ones first, until it ends.
+
+        Raises:
+            NotFound: there is no such job.
+            PeerLost: the coordinator went away.
+        """
+        request = coordinator_pb2.WatchJobRequest(job_id=job_id)
+        async for event in read_stream(self._stub.WatchJob, request, timeout_s=None):
+            if event.HasField("report"):
+                yield report_from_proto(event.report)
+            if event.HasField("status"):
+                yield JobSummary.from_message(event.status)
+
+    async def get_model(self, job_id: str, version: int) -> tuple[int, Arrays]:
+        """A version of a job's model, 0 for the newest: (version, tensors).
+
+        Raises:
+            NotFound: there is no such job or version.
+            StreamError: the stream was damaged on its way.
+        """
+        request = coordinator_pb2.GetParametersRequest(job_id=job_id, model_version=version)
+        reader: TensorReader | None = None
+        header = coordinator_pb2.ModelHeader()
+        async for response in read_stream(self._stub.GetParameters, request, timeout_s=TRANSFER_TIMEOUT_S):
+            if response.HasField("header"):
+                header = response.header
+                manifest = manifest_from_proto(header.manifest)
+                reader = TensorReader(manifest, header.stream, max_bytes=MAX_MODEL_BYTES)
+            elif reader is None:
+                raise StreamError("a model came without its header", expected="a header first")
+            elif response.HasField("chunk"):
+                reader.feed(response.chunk)
+            else:
+                return header.model_version, _checked(reader, header, reader.finish(response.trailer))
+        raise StreamError("a model is truncated", expected="a trailer", got="the end", fix="fetch it again")
+
+    async def evaluate(self, job_id: str, version: int, timeout_s: float) -> EvaluationSummary:
+        """Let the connected sites measure a version of the model, 0 for the newest.
+
+        Raises:
+            NotFound: there is no such job or version.
+        """
+        request = coordinator_pb2.EvaluateModelRequest(job_id=job_id, model_version=version, timeout_seconds=timeout_s)
+        answer = await call_unary(self._stub.EvaluateModel, request, timeout_s=timeout_s + CALL_TIMEOUT_S)
+        return EvaluationSummary.from_message(answer)
+
+    async def cancel(self, job_id: str) -> None:
+        """Stop a job.
+
+        Raises:
+            NotFound: there is no such job.
+        """
+        request = coordinator_pb2.CancelJobRequest(job_id=job_id)
+        await call_unary(self._stub.CancelJob, request, timeout_s=CALL_TIMEOUT_S)
+
+    async def status(self, job_id: str = "") -> status_pb2.GetStatusResponse:
+        """Status of the coordinator, with one job or all.
+
+        Raises:
+            PeerLost: the coordinator cannot be reached.
+        """
+        return await call_unary(
+            self._stub.GetStatus, status_pb2.GetStatusRequest(job_id=job_id), timeout_s=CALL_TIMEOUT_S
+        )
+
+    async def job(self, job_id: str) -> JobSummary:
+        """How far a job is.
+
+        Raises:
+            NotFound: there is no such job.
+        """
+        for job in (await self.status(job_id)).jobs:
+            if job.job_id == job_id:
+                return JobSummary.from_message(job)
+        raise NotFound("the coordinator has no such job", got=job_id, fix="list them with `tacit status`")
+
+
+async def service_status(config: OperatorConfig, role: Role) -> status_pb2.GetStatusResponse:
+    """Status of the aggregator or the key server.
+
+    Raises:
+        ConfigError: the config has no address for it.
+        PeerLost: it cannot be reached.
+    """
+    address = config.address_of(role)
+    if address is None:
+        raise ConfigError(f"the operator's config has no address of the {role.value}")
+    async with open_channel(address, config.credentials(), role) as channel:
+        stub: Any = (
+            aggregator_pb2_grpc.AggregatorServiceStub(channel)
+            if role is Role.AGGREGATOR
+            else keyserver_pb2_grpc.KeyServerServiceStub(channel)
+        )
+        answer: status_pb2.GetStatusResponse = await call_unary(
+            stub.GetStatus, status_pb2.GetStatusRequest(), timeout_s=CALL_TIMEOUT_S
+        )
+        return answer
+
+
+async def check_health(config: OperatorConfig, role: Role) -> bool:
+    """Whether a service answers its health check with "serving"; one that is not there does not.
+
+    Raises:
+        ConfigError: as `OperatorConfig.credentials`.
+    """
+    address = config.address_of(role)
+    if address is None:
+        raise ConfigError(f"the operator's config has no address of the {role.value}")
+    async with open_channel(address, config.credentials(), role) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        try:
+            answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=HEALTH_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+                return False
+            raise
+    return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+def _checked(reader: TensorReader, header: coordinator_pb2.ModelHeader, arrays: Arrays) -> Arrays:
+    if reader.model_digest != header.model_digest:
+        raise RemoteProtocolError(
+            "the model is not the one that was announced",
+            expected=header.model_digest.hex(),
+            got=reader.model_digest.hex(),
+        )
+    return arrays
