@@ -105,8 +105,7 @@ def unpack_blocks(data: Buffer, length: int, bits: int, block: int = BLOCK) -> I
 
 def _unpack_into(stream: npt.NDArray[np.uint8], bits: int, out: RingVector, length: int) -> None:
     if bits in _WHOLE_BYTES:
-        # A copy, because a slice of somebody's buffer need not be aligned.
-        out[:] = np.frombuffer(stream.tobytes(), _WHOLE_BYTES[bits])
+        out[:] = stream.view(_WHOLE_BYTES[bits])
     else:
         kernels_for(length).unpack(stream, bits, out)
 

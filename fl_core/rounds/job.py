@@ -1,5 +1,6 @@
 """A job: what an operator asks for. It comes from YAML or JSON as a mapping and is checked name by name."""
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from difflib import get_close_matches
@@ -28,6 +29,7 @@ E = TypeVar("E", bound=StrEnum)
 
 MAX_ROUNDS = 1_000_000
 MAX_ATTEMPTS = 1_000
+MAX_JSON_CHARACTERS = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +127,10 @@ class JobSpec:
                 fix="raise cohort.min, or say aggregation: plain",
             )
 
+    def to_json(self) -> str:
+        """The job as JSON; `job_from_json` reads it back."""
+        return json.dumps(self.to_mapping(), allow_nan=False)
+
     def to_mapping(self) -> dict[str, object]:
         """The job as nested dictionaries of JSON's types; `job_from_mapping` reads it back."""
         mapping: dict[str, object] = {}
@@ -145,6 +151,23 @@ def job_from_mapping(mapping: Mapping[str, object]) -> JobSpec:
             out of range.
     """
     return _read(JobSpec, _JOB, mapping, "the job", required=("name", "rounds"))
+
+
+def job_from_json(text: str) -> JobSpec:
+    """Read a job as it travels and is stored: the JSON form of `JobSpec.to_mapping`.
+
+    Raises:
+        PlanError: the text is no JSON, or as `job_from_mapping`.
+    """
+    if len(text) > MAX_JSON_CHARACTERS:
+        raise PlanError("a job is too long", expected=f"up to {MAX_JSON_CHARACTERS} characters", got=len(text))
+    try:
+        mapping = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise PlanError(
+            "a job is no JSON", expected="the JSON form of a job", fix="submit it with tacit train"
+        ) from error
+    return job_from_mapping(mapping)
 
 
 def _plain(value: object) -> object:

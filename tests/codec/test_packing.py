@@ -92,3 +92,10 @@ def test_what_cannot_be_packed_is_refused() -> None:
         list(pack_blocks(np.zeros(2, np.uint8), 3, block=12))
     with pytest.raises(CodecError, match="length"):
         packed_bytes(-1, 8)
+
+
+@pytest.mark.parametrize("bits", [8, 16, 32])
+def test_a_buffer_that_is_not_aligned_can_be_unpacked(bits: int) -> None:
+    vector = vector_of(bits, 9, 2)
+    shifted = memoryview(b"x" + pack(vector, bits).tobytes())[1:]
+    np.testing.assert_array_equal(unpack(shifted, 9, bits), vector)

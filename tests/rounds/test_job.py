@@ -1,6 +1,5 @@
 """Jobs as operators write them: read, written back, and refused with the name of what is wrong."""
 
-import json
 from contextlib import suppress
 from typing import Any
 
@@ -9,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fl_core.errors import PlanError
-from fl_core.rounds.job import CodecChoice, JobSpec, job_from_mapping
+from fl_core.rounds.job import MAX_JSON_CHARACTERS, CodecChoice, JobSpec, job_from_json, job_from_mapping
 from fl_core.rounds.optimizer import OptimizerName
 from fl_core.rounds.plan import Aggregation, PhaseBounds
 
@@ -42,7 +41,7 @@ jobs = st.fixed_dictionaries(
 @given(jobs)
 def test_a_job_written_as_json_is_read_back_the_same(mapping: dict[str, Any]) -> None:
     job = job_from_mapping(mapping)
-    assert job_from_mapping(json.loads(json.dumps(job.to_mapping()))) == job
+    assert job_from_json(job.to_json()) == job
 
 
 @given(
@@ -122,3 +121,12 @@ def test_a_job_needs_a_name_and_rounds(missing: str) -> None:
 
 def test_a_plain_job_may_have_one_site() -> None:
     assert job_from_mapping({**SMALLEST, "aggregation": "plain", "cohort": {"min": 1}}).cohort.min == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[" * 100_000, "null", "[]", "NaN", '{"name": 1e999}', "9" * 5000, " " * (MAX_JSON_CHARACTERS + 1)],
+)
+def test_text_that_is_no_job_is_refused_as_a_plan_error(text: str) -> None:
+    with pytest.raises(PlanError):
+        job_from_json(text)
