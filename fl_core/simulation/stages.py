@@ -6,6 +6,7 @@ takes the phases of the stage before, which are used up by it.
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 
@@ -101,8 +102,7 @@ def make_cohort(
     length: int = 6,
 ) -> Cohort:
     """A cohort with vectors drawn from the whole ring. The same seed gives the same identities in every attempt."""
-    entropy = seeded_entropy(seed)
-    signers = simulated_signers(size, entropy)
+    signers = _signers(size, seed)
     needed = default_threshold(size) if threshold is None else threshold
     binding = seed.to_bytes(16, "big") + attempt.to_bytes(16, "big")
     context = SessionContext(binding, size, needed, needed, ring_bits, length)
@@ -110,6 +110,12 @@ def make_cohort(
     lane, ring = lane_dtype(ring_bits), (1 << ring_bits) - 1
     drawn = np.frombuffer(fresh(8 * size * length), "<u8").reshape(size, length) & np.uint64(ring)
     return Cohort(context, signers, verifier_of(signers), fresh, [row.astype(lane) for row in drawn])
+
+
+@lru_cache(maxsize=64)
+def _signers(size: int, seed: int) -> tuple[CertificateSigner, ...]:
+    # An ECDSA signature is random, and so a certificate made again from the same key is another certificate.
+    return tuple(simulated_signers(size, seeded_entropy(seed)))
 
 
 def advertise(cohort: Cohort, indices: Collection[int] | None = None) -> Advertised:

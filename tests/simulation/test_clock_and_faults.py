@@ -1,5 +1,7 @@
 """Virtual time and the faults that are fixed before a session."""
 
+from functools import partial
+
 import pytest
 
 from fl_core.errors import LocalProtocolError, PlanError
@@ -9,9 +11,9 @@ from fl_core.simulation.faults import MOMENTS, DropoutSchedule, Step, Vanish, sp
 
 
 def test_events_run_in_order_and_time_stands_at_the_last() -> None:
-    clock, seen = VirtualClock(), []
+    clock, seen = VirtualClock(), list[tuple[str, float]]()
     for delay_s, name in ((2.0, "later"), (1.0, "first"), (1.0, "second")):
-        clock.after(delay_s, lambda name=name: seen.append((name, clock.now_s)))
+        clock.after(delay_s, partial(lambda name: seen.append((name, clock.now_s)), name))
     clock.run(10.0, lambda: len(seen) == 3)
     assert seen == [("first", 1.0), ("second", 1.0), ("later", 2.0)]
     assert clock.now_s == 2.0
