@@ -3,29 +3,37 @@
 A ring of 2**ring_bits elements lives in the smallest machine word that holds it, its lane. Addition wraps around in
 the lane, which is a multiple of the ring, so that one reduction at the end is enough and every mask is exactly uniform.
 
-A mask is never stored: it is made and added block by block, and any block can be made alone.
+A mask is never stored: it is made and added in one pass, and any part of it can be made alone. `mask_engine` has the
+code that does it.
 
 Source: NIST SP 800-38A, section 6.5. The counter starts at zero: a key makes one mask.
 """
 
-from collections.abc import Callable
+import sys
+from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
-from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
 
+from fl_core.crypto.mask_engine import BLOCK_BYTES, MaskEngine, RingVector, best_engine, load_engine
 from fl_core.errors import CryptoError, LocalProtocolError
 
-RingVector = npt.NDArray[np.unsignedinteger]
-"""(d,) unsigned integers in the lane of their ring."""
+__all__ = [
+    "BLOCK_BYTES",
+    "MASK_KEY_BYTES",
+    "RingVector",
+    "add_mask",
+    "combine_masks",
+    "generate_mask",
+    "lane_dtype",
+    "reduce_ring",
+    "subtract_mask",
+]
 
 MASK_KEY_BYTES = 16
-BLOCK_BYTES = 1 << 18
-"""Keystream bytes that are held at a time: they and the part of the vector under them fit the second-level cache."""
+COMPILED_FROM_BYTES = 8 << 20
+"""Bytes of keystream from which loading compiled code pays."""
 
-_AES_BLOCK_BYTES = 16
 _LANES = tuple(np.dtype(name) for name in ("<u1", "<u2", "<u4", "<u8"))
-_ZEROS = memoryview(bytes(BLOCK_BYTES + _AES_BLOCK_BYTES))
 
 
 def lane_dtype(ring_bits: int) -> np.dtype[np.unsignedinteger]:
@@ -51,12 +59,12 @@ def add_mask(accumulator: RingVector, key: bytes, start: int = 0) -> None:
         CryptoError: the key has the wrong length or `start` is negative.
         LocalProtocolError: the accumulator is no lane, not contiguous or not writable.
     """
-    _combine(accumulator, key, start, np.add)
+    combine_masks(accumulator, [key], [False], start)
 
 
 def subtract_mask(accumulator: RingVector, key: bytes, start: int = 0) -> None:
     """Subtract the same words that `add_mask` adds, in place; arguments and errors as there."""
-    _combine(accumulator, key, start, np.subtract)
+    combine_masks(accumulator, [key], [True], start)
 
 
 def reduce_ring(vector: RingVector, ring_bits: int) -> None:
@@ -84,29 +92,43 @@ def generate_mask(key: bytes, length: int, ring_bits: int) -> RingVector:
     return mask
 
 
-def _combine(accumulator: RingVector, key: bytes, start: int, operation: Callable[..., object]) -> None:
-    _check(accumulator, key, start)
-    lane_bytes = accumulator.dtype.itemsize
-    skip_bytes, encryptor = start * lane_bytes % _AES_BLOCK_BYTES, _keystream_from(key, start * lane_bytes)
-    words = BLOCK_BYTES // lane_bytes
-    keystream = bytearray(min(BLOCK_BYTES, accumulator.nbytes) + skip_bytes)
-    for first in range(0, accumulator.size, words):
-        part = accumulator[first : first + words]
-        produced = encryptor.update_into(_ZEROS[: part.nbytes + skip_bytes], keystream)
-        mask = np.frombuffer(keystream, accumulator.dtype, part.size, offset=produced - part.nbytes)
-        operation(part, mask, out=part)
-        # Only the first block can start inside a block of the cipher; the encryptor keeps its place after that.
-        skip_bytes = 0
+def combine_masks(
+    accumulator: RingVector,
+    keys: Sequence[bytes],
+    negative: Sequence[bool],
+    start: int = 0,
+    engine: MaskEngine | None = None,
+) -> None:
+    """Add many masks to a vector and subtract others, in place, modulo its lane, in one pass over the vector.
+
+    Args:
+        accumulator: (d,) contiguous and writable, in a lane.
+        keys: 16 bytes each, each used for one mask only.
+        negative: for each key, whether its mask is subtracted.
+        start: the place of accumulator[0] in the masks, in words.
+        engine: what makes the masks; by default the fastest that this processor has.
+
+    Raises:
+        CryptoError: a key has the wrong length, there are not as many signs as keys, or `start` is negative.
+        LocalProtocolError: the accumulator is no lane, not contiguous or not writable.
+    """
+    _check(accumulator, keys, negative, start)
+    if keys and accumulator.size:
+        chosen = engine or _engine_for(len(keys) * accumulator.nbytes)
+        chosen.combine(accumulator, keys, negative, start)
 
 
-def _keystream_from(key: bytes, offset_bytes: int) -> CipherContext:
-    counter = (offset_bytes // _AES_BLOCK_BYTES).to_bytes(_AES_BLOCK_BYTES, "big")
-    return Cipher(algorithms.AES128(key), modes.CTR(counter)).encryptor()
+def _engine_for(mask_bytes: int) -> MaskEngine:
+    # The first use of compiled code in a process costs most of a second: little work is done before that is earned.
+    is_worth_it = mask_bytes >= COMPILED_FROM_BYTES or "fl_core.crypto.kernels_aes" in sys.modules
+    return best_engine() if is_worth_it else load_engine("openssl")
 
 
-def _check(accumulator: RingVector, key: bytes, start: int) -> None:
-    if len(key) != MASK_KEY_BYTES:
-        raise CryptoError("a mask key has the wrong length", expected=f"{MASK_KEY_BYTES} bytes", got=len(key))
+def _check(accumulator: RingVector, keys: Sequence[bytes], negative: Sequence[bool], start: int) -> None:
+    if any(len(key) != MASK_KEY_BYTES for key in keys):
+        raise CryptoError("a mask key has the wrong length", expected=f"{MASK_KEY_BYTES} bytes")
+    if len(keys) != len(negative):
+        raise CryptoError("masks and signs do not fit", expected=f"{len(keys)} signs", got=len(negative))
     if start < 0:
         raise CryptoError("a mask has no words before its first", expected=">= 0", got=start)
     if accumulator.dtype not in _LANES:

@@ -1,7 +1,7 @@
 """Round 2: the masks of one vector. A site adds its own and one per neighbour; the key server makes the combined mask.
 
-A vector is masked block by block: all masks of a block are added while it is in the cache, and any part of the vector
-can be done alone, so that threads share out a vector without a lock and without a second one.
+All masks of a vector are added in one pass, and any part of the vector can be done alone, so that threads share out a
+vector without a lock and without a second one.
 """
 
 from collections.abc import Iterable, Sequence
@@ -12,7 +12,7 @@ import numpy as np
 
 from fl_core.crypto import labels
 from fl_core.crypto.agreement import agree, derive_key
-from fl_core.crypto.mask_prg import BLOCK_BYTES, MASK_KEY_BYTES, add_mask, lane_dtype, reduce_ring, subtract_mask
+from fl_core.crypto.mask_prg import MASK_KEY_BYTES, combine_masks, lane_dtype, reduce_ring
 from fl_core.errors import LocalProtocolError
 from fl_core.secagg.context import SessionContext
 from fl_core.secagg.directory import Directory
@@ -77,12 +77,7 @@ def apply_terms(terms: Iterable[MaskTerm], vector: RingVector, start: int = 0) -
         start: the place of vector[0] in the masks.
     """
     terms = tuple(terms)
-    words = BLOCK_BYTES // vector.dtype.itemsize
-    for first in range(0, vector.size, words):
-        block = vector[first : first + words]
-        for term in terms:
-            change = subtract_mask if term.negative else add_mask
-            change(block, term.key, start + first)
+    combine_masks(vector, [term.key for term in terms], [term.negative for term in terms], start)
 
 
 def expand_terms(terms: Iterable[MaskTerm], context: SessionContext) -> RingVector:

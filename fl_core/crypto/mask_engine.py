@@ -1,0 +1,153 @@
+"""Which code makes masks on this processor: VAES, AES-NI, or OpenSSL where neither is there.
+
+The engine is chosen once, from the processor's flags, and held against OpenSSL before it is used.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+
+from fl_core.errors import CryptoError
+
+RingVector = npt.NDArray[np.unsignedinteger]
+"""(d,) unsigned integers in the lane of their ring."""
+
+CIPHER_BLOCK_BYTES = 16
+BLOCK_BYTES = 1 << 18
+"""Keystream bytes that OpenSSL makes at a time: they and the part of the vector under them fit the cache."""
+
+_ZEROS = memoryview(bytes(BLOCK_BYTES + CIPHER_BLOCK_BYTES))
+_FLAGS = {"vaes": ("aes", "avx512f", "avx512bw", "vaes"), "aesni": ("aes", "sse2", "ssse3")}
+
+
+class MaskEngine(Protocol):
+    """Adds AES-128-CTR keystreams to a vector."""
+
+    @property
+    def name(self) -> str:
+        """vaes, aesni or openssl."""
+
+    def combine(self, accumulator: RingVector, keys: Sequence[bytes], signs: Sequence[bool], start: int) -> None:
+        """Add, or where `signs` is true subtract, the words from `start` on of the mask of each key, in place.
+
+        Args:
+            accumulator: (d,) contiguous, in a lane; arithmetic wraps in the lane.
+            keys: 16 bytes each.
+            signs: one for each key.
+            start: the place of accumulator[0] in the masks, in words.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class OpenSslEngine:
+    """Keystream by OpenSSL, addition by numpy: runs everywhere."""
+
+    name: str = "openssl"
+
+    def combine(self, accumulator: RingVector, keys: Sequence[bytes], signs: Sequence[bool], start: int) -> None:
+        words = BLOCK_BYTES // accumulator.dtype.itemsize
+        keystream = bytearray(min(BLOCK_BYTES, accumulator.nbytes) + CIPHER_BLOCK_BYTES)
+        for first in range(0, accumulator.size, words):
+            part = accumulator[first : first + words]
+            for key, sign in zip(keys, signs, strict=True):
+                _combine_block(part, key, sign, start + first, keystream)
+
+
+def _combine_block(part: RingVector, key: bytes, sign: bool, start: int, keystream: bytearray) -> None:
+    block, skip = divmod(start * part.dtype.itemsize, CIPHER_BLOCK_BYTES)
+    counter = modes.CTR(block.to_bytes(CIPHER_BLOCK_BYTES, "big"))
+    size = part.nbytes + skip
+    Cipher(algorithms.AES128(key), counter).encryptor().update_into(_ZEROS[:size], keystream)
+    mask = np.frombuffer(keystream, part.dtype, part.size, offset=skip)
+    (np.subtract if sign else np.add)(part, mask, out=part)
+
+
+@dataclass(frozen=True, slots=True)
+class KernelEngine:
+    """Keystream and addition in one pass, by the processor's AES instructions. The GIL is released."""
+
+    name: str
+    kernel: Callable[..., None]
+    expand: Callable[[Any, Any], None]
+
+    def combine(self, accumulator: RingVector, keys: Sequence[bytes], signs: Sequence[bool], start: int) -> None:
+        block, skip = divmod(start * accumulator.dtype.itemsize, CIPHER_BLOCK_BYTES)
+        low = block & (1 << 64) - 1
+        if low + accumulator.nbytes // CIPHER_BLOCK_BYTES + 1 >= 1 << 64:
+            # The kernels count in 64 bits. No mask is that long; only a start near a multiple of 2**64 comes here.
+            OpenSslEngine().combine(accumulator, keys, signs, start)
+            return
+        schedule = np.empty((len(keys), 22), np.uint64)
+        self.expand(np.frombuffer(b"".join(keys), np.uint64).reshape(-1, 2), schedule)
+        negate = -np.asarray(signs, np.int64)
+        skip_words = np.int64(skip // accumulator.dtype.itemsize)
+        self.kernel(accumulator, schedule, negate, skip_words, np.uint64(block >> 64), np.uint64(low))
+
+
+def supported_engines() -> tuple[str, ...]:
+    """Names of the engines that this processor can run, fastest first."""
+    flags = _processor_flags()
+    kernels = tuple(name for name, needed in _FLAGS.items() if all(flags.get(flag) for flag in needed))
+    return (*kernels, "openssl")
+
+
+@cache
+def load_engine(name: str) -> MaskEngine:
+    """Load one engine and hold it against OpenSSL.
+
+    Args:
+        name: one of `supported_engines`.
+
+    Raises:
+        CryptoError: this processor cannot run it, or its masks are not those of OpenSSL.
+    """
+    if name not in supported_engines():
+        raise CryptoError("this processor cannot run the mask engine", expected=supported_engines(), got=name)
+    if name == "openssl":
+        return OpenSslEngine()
+    from fl_core.crypto import kernels_aes
+
+    kernel = kernels_aes.combine_vaes if name == "vaes" else kernels_aes.combine_aesni
+    engine = KernelEngine(name, kernel, kernels_aes.expand_round_keys)
+    _check_against_openssl(engine)
+    return engine
+
+
+@cache
+def best_engine() -> MaskEngine:
+    """The fastest engine of this processor; `TACIT_MASK_ENGINE` names another one."""
+    return load_engine(os.environ.get("TACIT_MASK_ENGINE") or supported_engines()[0])
+
+
+def _check_against_openssl(engine: MaskEngine) -> None:
+    keys, signs = [bytes(range(16)), bytes(range(1, 17))], [False, True]
+    # Long enough for whole strides of every form, with a head and a tail that are none.
+    ours, theirs = np.zeros(1021, np.uint32), np.zeros(1021, np.uint32)
+    engine.combine(ours, keys, signs, 3)
+    OpenSslEngine().combine(theirs, keys, signs, 3)
+    if not np.array_equal(ours, theirs):
+        raise CryptoError(
+            "the mask engine does not make the masks of OpenSSL",
+            expected="equal keystreams",
+            got=engine.name,
+            fix="set TACIT_MASK_ENGINE=openssl and report the processor",
+        )
+
+
+def _processor_flags() -> dict[str, bool]:
+    """What numba's code may use; nothing when it is told to make code for another processor than this one."""
+    if sys.byteorder != "little":
+        return {}
+    from llvmlite import binding
+    from numba.core import config
+
+    if any(getattr(config, name) for name in ("DISABLE_JIT", "CPU_NAME", "CPU_FEATURES")):
+        return {}
+    return dict(binding.get_host_cpu_features())
