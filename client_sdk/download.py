@@ -82,6 +82,8 @@ async def _read(parts: _Parts, wanted: ModelReference) -> Model:
     while (part := await _next(parts, "chunk", "trailer")).WhichOneof("part") == "chunk":
         reader.feed(part.chunk)
     tensors = reader.finish(part.trailer)
+    # Reads the end, because a cancelled call is an error in the service's log.
+    await anext(parts, None)
     if reader.model_digest != wanted.model_digest:
         raise StreamError(
             "the model is not the one that was announced",

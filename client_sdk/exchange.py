@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from client_sdk.streams import receive, send
+from client_sdk.streams import finish, receive, send
 from fl_core.errors import RemoteProtocolError
 from fl_core.rounds.plan import RoundPlan
 from fl_core.secagg.client import CollectingDirectory, CollectingShares, MaskExpanded, advertise
@@ -79,7 +79,7 @@ class KeyExchange:
         sealed = await self._seal(directory_from_proto((await _receive(call, "directory")).directory))
         await send(call, keyserver_pb2.ExchangeKeysRequest(shares=sealed_shares_to_proto(sealed)))
         relayed = (await _receive(call, "shares")).shares
-        await call.done_writing()
+        await finish(call)
         return relayed
 
     async def _seal(self, directory: KeyDirectory) -> SealedShares:

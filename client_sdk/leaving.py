@@ -15,6 +15,8 @@ _REASONS: tuple[tuple[type[TacitError], DropoutReason], ...] = (
     (errors.BadSignature, DropoutReason.BAD_SIGNATURE),
     (errors.BadKey, DropoutReason.BAD_KEY),
     (errors.BadShares, DropoutReason.BAD_SHARES),
+    (errors.SessionFrozen, DropoutReason.UPLOAD_TIMEOUT),
+    (errors.UnknownSession, DropoutReason.DISCONNECTED),
     (errors.PeerLost, DropoutReason.DISCONNECTED),
     (errors.Overloaded, DropoutReason.DISCONNECTED),
     (errors.ProtocolError, DropoutReason.PROTOCOL_VIOLATION),

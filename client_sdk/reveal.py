@@ -8,7 +8,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from client_sdk.journal import SiteJournal
-from client_sdk.streams import receive, send
+from client_sdk.streams import finish, receive, send
 from fl_core.errors import RemoteProtocolError
 from fl_core.rounds.plan import RoundPlan
 from fl_core.secagg.client import AwaitingProof, AwaitingSurvivors
@@ -68,8 +68,8 @@ class Unmasking:
         await send(call, keyserver_pb2.RevealSharesRequest(signature=signature_to_proto(signature)))
         shares = await self._reveal(proof_from_proto((await _receive(call, "proof")).proof))
         await send(call, keyserver_pb2.RevealSharesRequest(shares=revealed_to_proto(shares)))
-        await call.done_writing()
         await _receive(call, "done")
+        await finish(call)
 
     def _sign(self, survivors: SurvivorSet) -> SurvivorSignature:
         if self._signed is None:

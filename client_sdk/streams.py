@@ -1,11 +1,14 @@
 """Two-way streams of gRPC, without their two traps: a write after the end, and an end that looks like success."""
 
 import asyncio
+from contextlib import suppress
 from typing import TypeVar, cast
 
 import grpc
 
 from fl_core.errors import RemoteProtocolError
+
+FAREWELL_S = 1.0
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
@@ -38,6 +41,17 @@ async def receive(call: grpc.aio.StreamStreamCall[Request, Response]) -> Respons
         raise _early_end()
     # The type of EOF is open, so that the check above narrows nothing.
     return cast(Response, message)
+
+
+async def finish(call: grpc.aio.StreamStreamCall[Request, Response]) -> None:
+    """Let a call that has said everything end by itself: a cancelled one is an error in the service's log.
+
+    Everything that matters is here already, so that nothing that goes wrong now is of interest.
+    """
+    with suppress(grpc.RpcError, asyncio.InvalidStateError, TimeoutError):
+        async with asyncio.timeout(FAREWELL_S):
+            await call.done_writing()
+            await call.read()
 
 
 def _early_end() -> RemoteProtocolError:

@@ -1,0 +1,130 @@
+"""What a site refuses before it takes part."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from scripted_services import SCHEDULE, Cluster
+
+from client_sdk import SitePolicy
+from client_sdk.policy import check_invitation, check_services
+from fl_core.codec.spec import CodecSpec
+from fl_core.errors import PlanError, PolicyRefused
+from fl_core.rounds.plan import RoundPlan, ServiceEndpoint
+from fl_core.transport.identity import Role
+
+SITES = ("alpha", "beta", "gamma")
+ANY = SitePolicy(min_cohort=1)
+
+
+def endpoint(federation: Any, role: Role, name: str) -> ServiceEndpoint:
+    return ServiceEndpoint(name, "127.0.0.1:1", federation.credentials(role, name).identity.certificate_sha256)
+
+
+@pytest.fixture
+def plan(federation: Any, tmp_path: Any) -> RoundPlan:
+    cluster = Cluster(federation, tmp_path)
+    cluster.endpoints = {role: endpoint(federation, role, f"{role}-1") for role in (Role.AGGREGATOR, Role.KEYSERVER)}
+    return cluster.plan(*SITES)
+
+
+@pytest.fixture
+def certificates(federation: Any) -> dict[Role, bytes]:
+    roles = (Role.COORDINATOR, Role.AGGREGATOR, Role.KEYSERVER)
+    return {role: federation.credentials(role, f"{role}-1").certificate_der for role in roles}
+
+
+def test_a_site_learns_its_place_in_the_roster(federation: Any, plan: RoundPlan) -> None:
+    assert check_invitation(plan, ANY, federation.credentials(Role.SITE, "beta").identity) == 1
+
+
+def test_a_site_that_is_not_in_the_roster_declines(federation: Any, plan: RoundPlan) -> None:
+    with pytest.raises(PlanError, match="not in the roster"):
+        check_invitation(plan, ANY, federation.credentials(Role.SITE, "delta").identity)
+
+
+def test_a_roster_with_another_certificate_for_this_site_is_declined(federation: Any, plan: RoundPlan) -> None:
+    identity = replace(federation.credentials(Role.SITE, "beta").identity, certificate_sha256=b"y" * 32)
+    with pytest.raises(PolicyRefused, match="another certificate for this site"):
+        check_invitation(plan, ANY, identity)
+
+
+def test_a_cohort_of_exactly_the_smallest_size_is_taken(federation: Any, plan: RoundPlan) -> None:
+    identity = federation.credentials(Role.SITE, "alpha").identity
+    assert check_invitation(plan, SitePolicy(min_cohort=3), identity) == 0
+    with pytest.raises(PolicyRefused, match="expected >= 4 sites, got 3"):
+        check_invitation(plan, SitePolicy(min_cohort=4), identity)
+
+
+def test_a_threshold_that_cannot_bear_the_planned_corruption_is_declined(federation: Any, plan: RoundPlan) -> None:
+    weak = replace(plan, max_corrupt=0.4)
+    with pytest.raises(PlanError):
+        check_invitation(weak, ANY, federation.credentials(Role.SITE, "alpha").identity)
+
+
+def test_a_ring_that_can_overflow_is_no_plan(plan: RoundPlan) -> None:
+    with pytest.raises(PlanError, match="the ring can overflow"):
+        replace(plan, codec=CodecSpec(clip=0.1, bits=12, ring_bits=13), schedule=SCHEDULE)
+
+
+def test_the_planned_services_are_accepted(plan: RoundPlan, certificates: dict[Role, bytes]) -> None:
+    check_services(plan, certificates)
+
+
+def test_one_certificate_in_two_roles_is_refused(plan: RoundPlan, certificates: dict[Role, bytes]) -> None:
+    certificates[Role.COORDINATOR] = certificates[Role.AGGREGATOR]
+    with pytest.raises(PolicyRefused, match="coordinator and aggregator have the same certificate"):
+        check_services(plan, certificates)
+
+
+def test_one_id_in_two_roles_is_refused(federation: Any, plan: RoundPlan, certificates: dict[Role, bytes]) -> None:
+    certificates[Role.COORDINATOR] = federation.credentials(Role.COORDINATOR, "aggregator-1").certificate_der
+    with pytest.raises(PolicyRefused, match="have the same id"):
+        check_services(plan, certificates)
+
+
+def test_one_key_under_two_certificates_is_refused(
+    federation: Any, plan: RoundPlan, certificates: dict[Role, bytes]
+) -> None:
+    certificates[Role.COORDINATOR] = _coordinator_with_key_of(federation, Role.AGGREGATOR, "aggregator-1")
+    with pytest.raises(PolicyRefused, match="have the same key"):
+        check_services(plan, certificates)
+
+
+def test_a_service_of_the_wrong_role_is_refused(
+    federation: Any, plan: RoundPlan, certificates: dict[Role, bytes]
+) -> None:
+    certificates[Role.AGGREGATOR] = federation.credentials(Role.KEYSERVER, "spare").certificate_der
+    with pytest.raises(PolicyRefused, match="certificate of another role"):
+        check_services(plan, certificates)
+
+
+def test_a_renewed_certificate_that_the_plan_does_not_name_is_refused(
+    federation: Any, plan: RoundPlan, certificates: dict[Role, bytes], tmp_path: Any
+) -> None:
+    from fl_core.transport.tls import Credentials
+
+    files = federation.authority.issue(Role.AGGREGATOR, "aggregator-1", tmp_path / "renewed")
+    renewed = Credentials.from_files(files.certificate, files.key, files.ca)
+    certificates[Role.AGGREGATOR] = renewed.certificate_der
+    with pytest.raises(PolicyRefused, match="another certificate than the plan says"):
+        check_services(plan, certificates)
+
+
+def _coordinator_with_key_of(federation: Any, role: Role, name: str) -> bytes:
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes
+    from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
+
+    from fl_core.transport.identity import parse_certificate, subject_names
+
+    key = load_pem_private_key(federation.issue(role, name).key.read_bytes(), None)
+    names = subject_names(federation.authority.federation, Role.COORDINATOR, "coordinator-9")
+    request = (
+        x509.CertificateSigningRequestBuilder()
+        .subject_name(x509.Name([]))
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
+        .sign(key, hashes.SHA256())  # type: ignore[arg-type]
+    )
+    pem = federation.authority.sign(request.public_bytes(Encoding.PEM), role=Role.COORDINATOR)
+    return parse_certificate(pem).public_bytes(Encoding.DER)
