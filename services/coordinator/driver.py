@@ -1,0 +1,222 @@
+"""Runs jobs: rounds one after the other, attempts until one is committed, evaluations in between."""
+
+import asyncio
+import json
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import structlog
+
+from fl_core.errors import LocalProtocolError, TacitError, UnknownSession
+from fl_core.rounds.job import JobSpec, job_from_mapping
+from fl_core.rounds.machine import AbandonReason, RoundRecord, RoundState
+from fl_core.rounds.plan import JobId
+from fl_core.transport.retry import Backoff
+from fl_core.wire.v1 import coordinator_pb2 as pb
+from services.coordinator.attempt import Attempt, abandon_sessions
+from services.coordinator.evaluation import EvaluationResult
+from services.coordinator.failures import AttemptFailed, run_beside, until_cancelled
+from services.coordinator.journal import AttemptJournal
+from services.coordinator.records import JobRecord, JobStatus
+from services.coordinator.resources import Resources
+from services.runtime.events import Notice
+
+log = structlog.get_logger(__name__)
+
+CANCEL_PATIENCE_S = 10.0
+LONGEST_PAUSE_S = 5.0
+
+
+def spec_of(job: JobRecord) -> JobSpec:
+    """The specification of a stored job.
+
+    Raises:
+        PlanError: what was stored is not a job of this version of Tacit.
+    """
+    return job_from_mapping(json.loads(job.spec_json))
+
+
+@dataclass(slots=True)
+class _Run:
+    """A job that is in the hands of the driver."""
+
+    cancelled: asyncio.Event
+    attempt: Attempt | None = None
+
+
+class Driver:
+    """Runs the jobs, in the order in which they were submitted.
+
+    Args:
+        resources: stores, sites and services.
+        concurrent_jobs: jobs that run at the same time.
+        evaluation_timeout_s: how long sites may take to evaluate a model.
+    """
+
+    def __init__(self, resources: Resources, *, concurrent_jobs: int, evaluation_timeout_s: float) -> None:
+        self._with = resources
+        self._evaluation_timeout_s = evaluation_timeout_s
+        self._slots = asyncio.Semaphore(concurrent_jobs)
+        self._runs: dict[JobId, _Run] = {}
+        self._submitted: asyncio.Queue[JobId] = asyncio.Queue()
+        self._notices: defaultdict[str, Notice] = defaultdict(Notice)
+
+    def changes(self, job_id: str) -> Notice:
+        """Announces every change of a job that exists."""
+        return self._notices[job_id]
+
+    def submit(self, job_id: JobId) -> None:
+        """Run a job that is in the store."""
+        self._submitted.put_nowait(job_id)
+
+    def attempt_of(self, session_id: bytes) -> Attempt:
+        """The open attempt of a session.
+
+        Raises:
+            UnknownSession: there is none, or none any more.
+        """
+        for run in self._runs.values():
+            if run.attempt is not None and run.attempt.plan is not None and run.attempt.plan.session_id == session_id:
+                return run.attempt
+        raise UnknownSession("no open attempt has this session", got=session_id.hex(), fix="wait for the next attempt")
+
+    async def cancel(self, job_id: str) -> None:
+        """End a job; what it committed stays. Cancelling it again changes nothing.
+
+        Raises:
+            NotFound: there is no such job.
+            LocalProtocolError: it has ended in another way.
+        """
+        job = await self._with.jobs.job(job_id)
+        if job.status is JobStatus.CANCELLED:
+            return
+        if job.status.is_final:
+            raise LocalProtocolError("the job has ended", expected="a job that is queued or running", got=job.status)
+        run = self._runs.get(job.job_id)
+        if job.status is JobStatus.QUEUED or run is None:
+            await self._end(job.job_id, JobStatus.CANCELLED, "cancelled before it began")
+            return
+        run.cancelled.set()
+        await self._await_end(job.job_id)
+
+    async def run(self) -> None:
+        """Run jobs until cancelled: first those that a restart interrupted, then what is submitted.
+
+        Raises:
+            StorageError: the database failed; a restart takes up what was open.
+        """
+        await self._recover()
+        async with asyncio.TaskGroup() as tasks:
+            while True:
+                job_id = await self._submitted.get()
+                tasks.create_task(self._run_in_turn(job_id))
+
+    async def _recover(self) -> None:
+        now = self._with.clock()
+        detail = "the coordinator was restarted"
+        sessions = await self._with.rounds.abandon_open(AbandonReason.SERVICE_RESTARTED, now, detail)
+        if sessions:
+            log.warning("attempts_interrupted", attempts=len(sessions))
+            await abandon_sessions(self._with, sessions)
+        for job in await self._with.jobs.unfinished():
+            self.submit(job.job_id)
+
+    async def _run_in_turn(self, job_id: JobId) -> None:
+        async with self._slots:
+            job = await self._with.jobs.job(job_id)
+            if job.status.is_final:
+                return
+            with self._running(job_id) as run, structlog.contextvars.bound_contextvars(job_id=job_id):
+                await self._with.jobs.set_status(job_id, JobStatus.RUNNING, self._with.clock())
+                self._notices[job_id].announce()
+                await self._run_job(job, run)
+
+    @contextmanager
+    def _running(self, job_id: JobId) -> Iterator[_Run]:
+        run = self._runs[job_id] = _Run(asyncio.Event())
+        try:
+            yield run
+        finally:
+            del self._runs[job_id]
+
+    async def _run_job(self, job: JobRecord, run: _Run) -> None:
+        try:
+            spec = spec_of(job)
+        except TacitError as error:
+            await self._end(job.job_id, JobStatus.FAILED, str(error))
+            return
+        backoff = Backoff(max_s=LONGEST_PAUSE_S)
+        while (await self._with.jobs.job(job.job_id)).rounds_committed < spec.rounds:
+            if run.cancelled.is_set():
+                await self._end(job.job_id, JobStatus.CANCELLED, "cancelled by the operator")
+                return
+            record = await self._run_attempt(job, spec, run)
+            if record.state is RoundState.COMMITTED:
+                backoff.reset()
+            elif record.attempt >= spec.max_attempts and not run.cancelled.is_set():
+                await self._end(job.job_id, JobStatus.FAILED, _failure(record))
+                return
+            else:
+                await _pause(run.cancelled, backoff.next_delay())
+        await self._end(job.job_id, JobStatus.COMPLETED, "")
+
+    async def _run_attempt(self, job: JobRecord, spec: JobSpec, run: _Run) -> RoundRecord:
+        journal = await AttemptJournal.open(
+            self._with.rounds, job.job_id, spec.aggregation, self._with.clock, self._notices[job.job_id]
+        )
+        base = await self._with.jobs.model(job.job_id)
+        manifest = await self._with.models.manifest(base.blob_name)
+        with structlog.contextvars.bound_contextvars(round_id=journal.key.round_id, attempt=journal.key.attempt):
+            attempt = run.attempt = Attempt(spec, base, manifest, journal, self._with, run.cancelled)
+            try:
+                record = await attempt.run()
+            finally:
+                run.attempt = None
+            measured = await self._evaluate(spec, record, run)
+            await self._with.rounds.close(
+                journal.key, attempt.site_bytes(), measured.means, measured.sites, self._with.clock()
+            )
+        self._notices[job.job_id].announce()
+        return record
+
+    async def _evaluate(self, spec: JobSpec, record: RoundRecord, run: _Run) -> EvaluationResult:
+        due = spec.evaluate_every and record.round_id % spec.evaluate_every == 0
+        if not due or record.state is not RoundState.COMMITTED or run.cancelled.is_set():
+            return EvaluationResult((), ())
+        model = await self._with.jobs.model(record.job_id)
+        manifest = await self._with.models.manifest(model.blob_name)
+        work = self._with.evaluations.evaluate(spec, model, manifest, self._evaluation_timeout_s)
+        try:
+            return await run_beside(work, until_cancelled(run.cancelled))
+        except AttemptFailed:
+            return EvaluationResult((), ())
+
+    async def _end(self, job_id: JobId, status: JobStatus, detail: str) -> None:
+        await self._with.jobs.set_status(job_id, status, self._with.clock(), detail)
+        log.info("job_ended", job_id=job_id, status=status.value, detail=detail)
+        self._with.presence.broadcast(pb.WatchRoundsResponse(job_ended=pb.JobEnded(job_id=job_id, status=status.value)))
+        self._notices[job_id].announce()
+
+    async def _await_end(self, job_id: JobId) -> None:
+        try:
+            async with asyncio.timeout(CANCEL_PATIENCE_S):
+                while not (await self._with.jobs.job(job_id)).status.is_final:
+                    await self._notices[job_id].wait(0.2)
+        except TimeoutError:
+            # It ends as soon as the model that is being stored is stored.
+            log.info("cancel_takes_long", job_id=job_id)
+
+
+def _failure(record: RoundRecord) -> str:
+    reason = record.abandon_reason.value if record.abandon_reason else "unknown"
+    return f"round {record.round_id} was abandoned {record.attempt} times, at last for {reason}: {record.detail}"
+
+
+async def _pause(cancelled: asyncio.Event, seconds: float) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await cancelled.wait()
+    except TimeoutError:
+        return

@@ -1,0 +1,62 @@
+"""Why an attempt is given up: the one place in which errors become reasons."""
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from fl_core.errors import BadAggregate, CodecError, NotEnough, TacitError
+from fl_core.rounds.machine import AbandonReason
+
+T = TypeVar("T")
+
+
+class AttemptFailed(Exception):
+    """The attempt cannot go on. Raised and caught inside the coordinator only."""
+
+    def __init__(self, reason: AbandonReason, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+        self.detail = detail
+
+
+def reason_of(error: TacitError) -> AbandonReason:
+    """The reason that stands for an error of a service, or of the sum that it gave."""
+    match error:
+        case BadAggregate() | CodecError():
+            return AbandonReason.BAD_AGGREGATE
+        case NotEnough():
+            return AbandonReason.TOO_FEW_UPLOADS
+        case _:
+            return AbandonReason.SERVICE_LOST
+
+
+async def until_cancelled(cancelled: asyncio.Event) -> None:
+    """A watcher that ends the work beside it when the operator gives a job up.
+
+    Raises:
+        AttemptFailed: the event was set.
+    """
+    await cancelled.wait()
+    raise AttemptFailed(AbandonReason.CANCELLED, "the job was cancelled")
+
+
+async def run_beside(work: Coroutine[Any, Any, T], *watchers: Coroutine[Any, Any, None]) -> T:
+    """Run `work`; when a watcher raises, its error ends the work too. Nothing is left running.
+
+    Returns:
+        The result of the work, at whose end the watchers are cancelled.
+    """
+    main = asyncio.create_task(work)
+    tasks = [main, *(asyncio.create_task(watcher) for watcher in watchers)]
+    pending = set(tasks)
+    try:
+        while not main.done():
+            done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+            # The work goes first: what it has reached does not depend on a watcher any more.
+            for task in sorted(done, key=tasks.index):
+                task.result()
+        return main.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,129 @@
+"""The coordinator as a program."""
+
+import argparse
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+import grpc
+
+from fl_core.transport.identity import Role
+from fl_core.transport.tls import LiveCredentials
+from fl_core.wire.v1 import coordinator_pb2_grpc
+from services.coordinator.database import upgrade_database
+from services.coordinator.driver import Driver
+from services.coordinator.evaluation import EvaluationDesk
+from services.coordinator.job_store import JobStore
+from services.coordinator.models import ModelStore
+from services.coordinator.peers import AggregatorPeer, KeyServerPeer
+from services.coordinator.presence import Presence
+from services.coordinator.resources import Resources
+from services.coordinator.round_store import RoundStore
+from services.coordinator.service import ROLES, CoordinatorService
+from services.coordinator.settings import CoordinatorSettings
+from services.coordinator.traffic import Traffic
+from services.runtime.blobs import BlobStore
+from services.runtime.database import open_database
+from services.runtime.server import run_program, running_server, serve
+
+
+async def run(settings: CoordinatorSettings) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Raises:
+        ConfigError: the port is in use, a file of the certificate is missing or wrong, or a URL cannot be used.
+        StorageError: the database failed.
+    """
+    async with open_resources(settings) as resources:
+        driver = make_driver(settings, resources)
+        service = CoordinatorService(settings, resources, driver)
+        async with driving(driver):
+            await serve(
+                settings, role=Role.COORDINATOR, roles_by_method=ROLES, add_servicers=partial(add_servicers, service)
+            )
+
+
+@asynccontextmanager
+async def running_coordinator(settings: CoordinatorSettings) -> AsyncIterator[str]:
+    """A coordinator inside this process, while the block runs; gives host:port. Errors as `run`."""
+    async with open_resources(settings) as resources:
+        driver = make_driver(settings, resources)
+        service = CoordinatorService(settings, resources, driver)
+        async with (
+            running_server(
+                settings, role=Role.COORDINATOR, roles_by_method=ROLES, add_servicers=partial(add_servicers, service)
+            ) as address,
+            driving(driver),
+        ):
+            yield address
+
+
+@asynccontextmanager
+async def open_resources(settings: CoordinatorSettings) -> AsyncIterator[Resources]:
+    """Database at the newest schema, blob store, and connections to the other services.
+
+    Raises:
+        ConfigError: a URL or a file of the certificate cannot be used.
+        StorageError: the database failed.
+    """
+    credentials = LiveCredentials(settings.credentials())
+    await upgrade_database(settings.database)
+    database = open_database(settings.database)
+    presence, traffic = Presence(settings.presence_grace_s, settings.heartbeat_s), Traffic()
+    patience_s = settings.service_patience_s
+    resources = Resources(
+        jobs=JobStore(database),
+        rounds=RoundStore(database),
+        models=ModelStore(BlobStore(settings.blobs)),
+        presence=presence,
+        aggregator=AggregatorPeer(settings.aggregator, lambda: credentials.current, patience_s),
+        keyserver=KeyServerPeer(settings.keyserver, lambda: credentials.current, patience_s),
+        evaluations=EvaluationDesk(presence, traffic),
+        traffic=traffic,
+    )
+    try:
+        yield resources
+    finally:
+        await resources.close()
+        await database.close()
+
+
+def make_driver(settings: CoordinatorSettings, resources: Resources) -> Driver:
+    """The driver that the settings describe."""
+    return Driver(
+        resources,
+        concurrent_jobs=settings.concurrent_jobs,
+        evaluation_timeout_s=settings.evaluation_timeout_s,
+    )
+
+
+@asynccontextmanager
+async def driving(driver: Driver) -> AsyncIterator[None]:
+    """Run jobs while the block runs. When the driver fails, the block is cancelled and its error raised."""
+    async with asyncio.TaskGroup() as tasks:
+        task = tasks.create_task(driver.run())
+        try:
+            yield
+        finally:
+            task.cancel()
+
+
+def add_servicers(service: CoordinatorService, server: grpc.aio.Server) -> None:
+    """Register the coordinator at a server."""
+    coordinator_pb2_grpc.add_CoordinatorServiceServicer_to_server(service, server)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `python -m services.coordinator --config FILE`; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="services.coordinator", description="Tacit coordinator: jobs, cohorts, rounds and the global model"
+    )
+    parser.add_argument("--config", type=Path, required=True, help="configuration (YAML)")
+    config: Path = parser.parse_args(arguments).config
+    return run_program(lambda: _run_from_file(config))
+
+
+async def _run_from_file(config: Path) -> None:
+    await run(CoordinatorSettings.from_file(config))
