@@ -198,7 +198,7 @@ class ChunkReader:
         """
         data = chunk.data
         expected = min(self._chunk_bytes, self._total_bytes - self._received_bytes)
-        if self._is_finished or self._received_chunks >= self._count:
+        if self._received_chunks >= self._count:
             raise StreamError("a chunk came after the end of its stream", expected=f"{self._count} chunks")
         if chunk.index != self._received_chunks:
             raise StreamError("a chunk is out of order", expected=f"chunk {self._received_chunks}", got=chunk.index)
