@@ -111,10 +111,10 @@ def sign(
     from fl_core.transport.authority import write_atomically
 
     granted = _role(role)
-    certificate = _open(ca).sign(_read(request), role=granted, subject_id=subject_id, days=days)
     target = out or request.with_name("certificate.pem")
     if target.exists():
         raise ConfigError(f"{target} exists and is not overwritten", fix="choose another file with --out")
+    certificate = _open(ca).sign(_read(request), role=granted, subject_id=subject_id, days=days)
     write_atomically(target, certificate)
     result = {**_describe(_identity(target)), "certificate": str(target)}
     _report(json, result, f"Signed {granted.value}/{subject_id}: send {target} and {ca / 'ca.pem'} back.")
