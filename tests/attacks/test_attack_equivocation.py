@@ -16,12 +16,14 @@ from hypothesis import strategies as st
 
 from fl_core.crypto.mask_prg import RingVector, reduce_ring
 from fl_core.crypto.shamir import combine, lagrange_at_zero, parse_share
-from fl_core.errors import NotEnough, TacitError
+from fl_core.errors import BadShares, BadSignature, NotEnough, RemoteProtocolError, TacitError
 from fl_core.secagg import client
 from fl_core.secagg.directory import survivors_statement
 from fl_core.secagg.masks import MaskTerm, expand_terms, pair_term, self_term
 from fl_core.secagg.messages import (
     ConsistencyProof,
+    KeyDirectory,
+    RelayedShares,
     RevealedShare,
     RevealedShares,
     SurvivorSet,
@@ -84,6 +86,33 @@ def test_a_set_below_the_smallest_cohort_is_not_even_signed() -> None:
     stage = stages.upload(stages.share(stages.advertise(stages.make_cohort(SIZE, threshold=THRESHOLD))))
     with pytest.raises(NotEnough, match=">= 6, got 4"):
         stage.sites[0].step(SurvivorSet(TARGETS))
+
+
+def test_a_site_that_was_shown_another_cohort_is_not_helped_to_unmask() -> None:
+    """The lie is one round earlier: the relay hides two sites from the victim, which then lacks their masks."""
+    shared = stages.share(stages.advertise(stages.make_cohort(SIZE, threshold=THRESHOLD)))
+    shared.relayed[0] = RelayedShares(shared.relayed[0].shares[:-2])
+    stage = stages.upload(shared)
+    with pytest.raises(RemoteProtocolError, match="outside U2"):
+        stage.sites[0].step(stage.survivor_set)
+    signatures = [stage.sites[index].step(SurvivorSet(tuple(range(8))))[1] for index in range(1, 8)]
+    waiting, own = stage.sites[0].step(SurvivorSet(tuple(range(8))))
+    with pytest.raises(BadSignature):
+        waiting.step(ConsistencyProof((own, *signatures)))
+
+
+def test_a_site_that_was_shown_other_keys_is_not_helped_to_unmask() -> None:
+    """A corrupt site signs two advertisements, and the key server shows one to the victim and one to the others."""
+    cohort = stages.make_cohort(SIZE, threshold=THRESHOLD)
+    stage = stages.advertise(cohort)
+    corrupt = client.advertise(cohort.context, 9, cohort.signers[9], cohort.verifier, cohort.entropy)[1]
+    victims_view = KeyDirectory((*stage.directory.advertisements[:9], corrupt))
+    _, sealed_by_victim = stage.sites[0].step(victims_view)
+    victims_share = next(share for share in sealed_by_victim.shares if share.recipient == 1)
+    waiting, _ = stage.sites[1].step(stage.directory)
+    others = [stage.sites[index].step(stage.directory)[1].shares[1] for index in range(2, SIZE)]
+    with pytest.raises(BadShares, match="a message of site 0"):
+        waiting.step(RelayedShares((victims_share, *others)))
 
 
 @dataclass(frozen=True)
