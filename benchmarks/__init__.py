@@ -1,0 +1,1 @@
+"""Measurements in one form: `python -m benchmarks NAME --json`. The names are listed in benchmarks/README.md."""

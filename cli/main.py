@@ -3,10 +3,8 @@
 The modules of the commands import what is heavy when they run, so that `tacit --help` costs next to nothing.
 """
 
-import os
 import sys
 
-import click
 import typer
 
 from cli import db, evaluate, jobs, model, serve, site, status, train, up, version
@@ -15,7 +13,6 @@ from cli.pki import pki_app
 from fl_core.errors import TacitError
 
 EXIT_FAILED = 1
-EXIT_INTERRUPTED = 130
 
 app = typer.Typer(
     name="tacit",
@@ -53,26 +50,10 @@ def run(arguments: list[str] | None = None) -> None:
     An error of Tacit is one line on stderr and exit code 1; a wrong option is what typer says and exit code 2.
     """
     try:
-        code = app(args=arguments, standalone_mode=False)
+        app(args=arguments)
     except TacitError as error:
-        _leave(f"error: {error}", EXIT_FAILED)
-    except click.exceptions.NoArgsIsHelpError as error:
-        _leave(error.format_message(), error.exit_code)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        _leave("interrupted", EXIT_INTERRUPTED)
-    except BrokenPipeError:
-        # Whoever read our output is gone; Python must not complain about it once more at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.stderr.write(f"error: {error}\n")
         sys.exit(EXIT_FAILED)
-    sys.exit(code if isinstance(code, int) else 0)
-
-
-def _leave(line: str, code: int) -> None:
-    sys.stderr.write(line.rstrip() + "\n")
-    sys.exit(code)
 
 
 if __name__ == "__main__":

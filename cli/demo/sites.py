@@ -76,6 +76,10 @@ class SiteProcesses:
                     raise PeerLost(f"{len(missing)} sites did not connect within {timeout_s:.0f} s", got=missing[0])
                 self._changed.wait(timeout=0.2)
 
+    def pid(self, client_id: str) -> int:
+        """The process id of a site."""
+        return self._processes[client_id].popen.pid
+
     def check_alive(self) -> None:
         """Check that every site that was not killed still runs.
 
