@@ -92,12 +92,14 @@ class KeyServerService(keyserver_pb2_grpc.KeyServerServiceServicer):
             session.traffic.up[index] += hello.ByteSize()
             first = await expect_message(requests, "advertisement", self._settings.message_timeout_seconds)
             session.traffic.up[index] += first.ByteSize()
-            session.advertise(index, advertisement_from_proto(first.advertisement))
+            with session.judging(index):
+                session.advertise(index, advertisement_from_proto(first.advertisement))
             yield await session.directory(index)
             # Sealing shares for everybody takes a while in a large cohort, so the phase itself is the limit.
             second = await expect_message(requests, "shares", session.plan.schedule.sharing.max_seconds)
             session.traffic.up[index] += second.ByteSize()
-            session.share(index, sealed_shares_from_proto(second.shares))
+            with session.judging(index):
+                session.share(index, sealed_shares_from_proto(second.shares))
             yield await session.relayed(index)
 
     async def RevealShares(  # noqa: N802
@@ -115,12 +117,14 @@ class KeyServerService(keyserver_pb2_grpc.KeyServerServiceServicer):
             yield _counted(session, index, keyserver_pb2.RevealSharesResponse(survivors=survivors_to_proto(survivors)))
             first = await expect_message(requests, "signature", schedule.signing.max_seconds)
             session.traffic.up[index] += first.ByteSize()
-            session.sign(index, signature_from_proto(first.signature))
+            with session.judging(index):
+                session.sign(index, signature_from_proto(first.signature))
             proof = await session.proof(index)
             yield _counted(session, index, keyserver_pb2.RevealSharesResponse(proof=proof_to_proto(proof)))
             second = await expect_message(requests, "shares", schedule.revealing.max_seconds)
             session.traffic.up[index] += second.ByteSize()
-            session.reveal(index, revealed_from_proto(second.shares))
+            with session.judging(index):
+                session.reveal(index, revealed_from_proto(second.shares))
             yield _counted(session, index, keyserver_pb2.RevealSharesResponse(done=keyserver_pb2.RevealDone()))
 
     async def OpenExchange(  # noqa: N802

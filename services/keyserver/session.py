@@ -192,21 +192,41 @@ class ExchangeSession:
         self.facts.fail(error)
         self._notice.announce()
 
-    # Sites, rounds 0 and 1.
+    @contextmanager
+    def judging(self, index: int) -> Iterator[None]:
+        """Take one message of the site that is known to be at `index` inside the block.
+
+        A wrong message refuses the site for good, and nobody waits for it any more. One that only comes late, or
+        differs from what the site said before in this phase, is refused alone.
+
+        Raises:
+            TacitError: the session was ended, or the site was refused before, for the reason that is raised again.
+        """
+        self._check_alive()
+        if index in self._refused:
+            raise self._refused[index]
+        try:
+            yield
+        except SessionFrozen:
+            raise
+        except TacitError as error:
+            self._refuse(index, error)
+            raise
+
+    # Sites, rounds 0 and 1. Messages are taken inside `judging`.
 
     def advertise(self, index: int, advertisement: KeyAdvertisement) -> None:
         """Take the keys of the site that is known to be at `index`; the same keys again change nothing.
 
         Raises:
-            RemoteProtocolError, BadKey, BadSignature, IdentityError: they are wrong, and the site is refused for good.
+            RemoteProtocolError, BadKey, BadSignature, IdentityError: they are wrong.
             SessionFrozen: they come too late.
         """
-        with self._judging(index):
-            _check_own_index(index, advertisement.index)
-            collecting = _present(self._advertising, "keys")
-            if self._phase is not Phase.ADVERTISING and index not in self._members:
-                raise _too_late("keys", index)
-            collecting.receive(advertisement)
+        _check_own_index(index, advertisement.index)
+        collecting = _present(self._advertising, "keys")
+        if self._phase is not Phase.ADVERTISING and index not in self._members:
+            raise _too_late("keys", index)
+        collecting.receive(advertisement)
         if self._phase is Phase.ADVERTISING:
             self._gathering.answer(index)
 
@@ -226,14 +246,13 @@ class ExchangeSession:
         """Take what a site sealed for the others; the same shares again change nothing.
 
         Raises:
-            RemoteProtocolError, BadShares: they are wrong, and the site is refused for good.
+            RemoteProtocolError, BadShares: they are wrong.
             SessionFrozen: they come too late.
         """
-        with self._judging(index):
-            collecting = _present(self._sharing, "shares")
-            if self._phase is not Phase.SHARING and index not in self._participants:
-                raise _too_late("shares", index)
-            collecting.receive(index, sealed)
+        collecting = _present(self._sharing, "shares")
+        if self._phase is not Phase.SHARING and index not in self._participants:
+            raise _too_late("shares", index)
+        collecting.receive(index, sealed)
         if self._phase is Phase.SHARING:
             self._gathering.answer(index)
 
@@ -249,7 +268,7 @@ class ExchangeSession:
             raise _too_late("shares", index)
         return _present(self._relayed, "relayed shares")[index]
 
-    # Sites, rounds 3 and 4.
+    # Sites, rounds 3 and 4. Messages are taken inside `judging`.
 
     async def survivors(self, index: int) -> SurvivorSet:
         """Wait for U3.
@@ -272,12 +291,11 @@ class ExchangeSession:
         """Take a survivor's signature; the same again changes nothing.
 
         Raises:
-            RemoteProtocolError, BadSignature: it is wrong, and the site is refused for good.
+            RemoteProtocolError, BadSignature: it is wrong.
             SessionFrozen: it comes too late.
         """
-        with self._judging(index):
-            _check_own_index(index, signature.index)
-            _present(self._signing, "signature").receive(signature)
+        _check_own_index(index, signature.index)
+        _present(self._signing, "signature").receive(signature)
         if self._phase is Phase.SIGNING:
             self._gathering.answer(index)
 
@@ -297,15 +315,14 @@ class ExchangeSession:
         """Take the shares that a site reveals; the same again change nothing.
 
         Raises:
-            RemoteProtocolError, BadShares: they are wrong, and the site is refused for good.
+            RemoteProtocolError, BadShares: they are wrong.
             SessionFrozen: they come too late.
         """
-        with self._judging(index):
-            _check_own_index(index, revealed.index)
-            revealing = _present(self._revealing, "shares")
-            if self._phase is not Phase.REVEALING and index not in self._gathering.answered:
-                raise _too_late("shares", index)
-            revealing.receive(revealed)
+        _check_own_index(index, revealed.index)
+        revealing = _present(self._revealing, "shares")
+        if self._phase is not Phase.REVEALING and index not in self._gathering.answered:
+            raise _too_late("shares", index)
+        revealing.receive(revealed)
         if self._phase is Phase.REVEALING:
             self._gathering.answer(index)
 
@@ -470,22 +487,12 @@ class ExchangeSession:
         self.end(error)
         log.warning("exchange_failed", session_id=self.plan.session_id.hex(), reason=reason.value, detail=str(error))
 
-    @contextmanager
-    def _judging(self, index: int) -> Iterator[None]:
-        """Refuse a site for good when its message is wrong; one that only came late or again is not refused."""
-        self._check_alive()
-        if index in self._refused:
-            raise self._refused[index]
-        try:
-            yield
-        except SessionFrozen:
-            raise
-        except TacitError as error:
-            if index not in self._gathering.answered:
-                self._refused[index] = error
-                self._drop(index, _dropout_reason(error))
-                self._gathering.drop([index])
-            raise
+    def _refuse(self, index: int, error: TacitError) -> None:
+        if index in self._gathering.answered:
+            return
+        self._refused[index] = error
+        self._drop(index, _dropout_reason(error))
+        self._gathering.drop([index])
 
     def _drop(self, index: int, reason: DropoutReason) -> None:
         dropped = Dropped(index, reason)
