@@ -17,6 +17,7 @@ import yaml
 from scripted_services import MODEL, Cluster, Ticking, expected_upload_bytes
 
 from client_sdk import Array, Site, SiteObserver, SitePolicy, TrainingContext, TrainResult
+from client_sdk.journal import JOURNAL_NAME, SiteJournal
 from fl_core.codec.tensors import manifest_of
 from fl_core.crypto.mask_prg import reduce_ring
 from fl_core.errors import ConfigError, IdentityError, RemoteProtocolError, SessionFrozen, StreamError, TacitError
@@ -454,6 +455,34 @@ async def test_a_survivor_list_that_is_no_subset_reveals_nothing(cluster: Cluste
     assert {(await left(cluster))[1] for _ in SITES} == {"protocol_violation"}
     unmasking.cancel()
     assert cluster.keyserver.reveals == []
+
+
+async def test_a_session_that_the_journal_knows_as_unmasked_gets_no_shares(
+    cluster: Cluster, take_part: TakePart
+) -> None:
+    plan = cluster.plan(*SITES)
+    cluster.open(plan)
+    with SiteJournal(cluster.folder / "state-beta") as journal:
+        journal.record_unmasked(plan.session_id)
+    all_join(cluster, take_part, {name: Ticking() for name in SITES})
+    cluster.coordinator.invite(plan)
+    await cluster.aggregator.wait_for(plan, 3)
+    unmasking = asyncio.create_task(cluster.keyserver.unmask((0, 1, 2)))
+    client_id, reason, detail = await left(cluster)
+    assert (client_id, reason) == ("beta", "protocol_violation")
+    assert "revealed before" in detail
+    await soon(lambda: len(cluster.keyserver.reveals) == 2)
+    unmasking.cancel()
+
+
+async def test_every_reveal_stands_in_the_journal(cluster: Cluster, take_part: TakePart) -> None:
+    plan = cluster.plan(*SITES)
+    cluster.open(plan)
+    all_join(cluster, take_part, {name: Ticking() for name in SITES})
+    cluster.coordinator.invite(plan)
+    await finish(cluster, plan, (0, 1, 2))
+    journals = [(cluster.folder / f"state-{name}" / JOURNAL_NAME).read_text() for name in SITES]
+    assert all(plan.session_id.hex() in journal for journal in journals)
 
 
 async def test_the_wrong_model_version_is_refused(cluster: Cluster, take_part: TakePart) -> None:
