@@ -15,11 +15,13 @@ from client_sdk.connections import Connections, Services
 from client_sdk.download import ModelDownload, ModelReference
 from client_sdk.exchange import KeyExchange
 from client_sdk.journal import SiteJournal
+from client_sdk.leaving import too_late_means
 from client_sdk.observer import SiteObserver, tell
 from client_sdk.policy import SitePolicy, check_invitation
 from client_sdk.reveal import Unmasking
 from client_sdk.training import TrainedUpdate, TrainerThread
 from client_sdk.upload import Upload, send_upload
+from fl_core.rounds.machine import DropoutReason
 from fl_core.rounds.plan import Aggregation, RoundPlan
 from fl_core.rounds.planner import codec_of
 from fl_core.secagg.client import AwaitingSurvivors, MaskExpanded
@@ -83,10 +85,11 @@ async def _exchange(plan: RoundPlan, index: int, site: Workplace, services: Serv
     verifier = RosterTrust(plan.roster, credentials.trust, datetime.now(UTC))
     exchange = KeyExchange(plan, index, credentials.signer(), verifier, os.urandom)
     seconds = plan.schedule.advertising.max_seconds + plan.schedule.sharing.max_seconds + SLACK_S
-    return await retry(
-        lambda: exchange.run(services.keyserver, seconds, lambda: tell(site.observer.keys_shared, plan)),
-        deadline_s=seconds,
-    )
+    with too_late_means(DropoutReason.SHARE_TIMEOUT):
+        return await retry(
+            lambda: exchange.run(services.keyserver, seconds, lambda: tell(site.observer.keys_shared, plan)),
+            deadline_s=seconds,
+        )
 
 
 async def _train(plan: RoundPlan, site: Workplace) -> TrainedUpdate:
@@ -121,7 +124,8 @@ async def _upload(plan: RoundPlan, index: int, vector: RingVector, site: Workpla
     def on_chunk(chunk: int, count: int) -> None:
         tell(site.observer.upload_chunk_sent, plan, chunk, count)
 
-    await retry(lambda: send_upload(services.aggregator, upload, seconds, on_chunk), deadline_s=seconds)
+    with too_late_means(DropoutReason.UPLOAD_TIMEOUT):
+        await retry(lambda: send_upload(services.aggregator, upload, seconds, on_chunk), deadline_s=seconds)
     tell(site.observer.uploaded, plan)
 
 
@@ -131,7 +135,8 @@ async def _reveal(
     unmasking = Unmasking(plan, index, following, site.journal)
     schedule = plan.schedule
     seconds = schedule.uploading.max_seconds + schedule.signing.max_seconds + schedule.revealing.max_seconds + SLACK_S
-    await retry(lambda: unmasking.run(services.keyserver, seconds), deadline_s=seconds)
+    with too_late_means(DropoutReason.UNMASK_TIMEOUT):
+        await retry(lambda: unmasking.run(services.keyserver, seconds), deadline_s=seconds)
 
 
 async def _together(first: Coroutine[Any, Any, First], second: Coroutine[Any, Any, Second]) -> tuple[First, Second]:

@@ -16,7 +16,7 @@ from client_sdk.observer import SiteObserver, tell
 from client_sdk.trainer import Trainer
 from client_sdk.training import TrainerThread
 from fl_core import __version__
-from fl_core.errors import IdentityError, InternalError, PeerLost, PermissionRefused, TacitError
+from fl_core.errors import IdentityError, InternalError, PeerLost, PermissionRefused, RemoteProtocolError, TacitError
 from fl_core.rounds.plan import RoundPlan
 from fl_core.transport.errors import rpc_errors
 from fl_core.transport.peer import call_unary
@@ -212,8 +212,7 @@ class Participation:
         is_ours = plan is not None and ended == (plan.job_id, plan.round_id, plan.attempt)
         if is_ours and self._attempt is not None:
             self._attempt.cancel()
-        reason = abandon_reason_from_proto(message.reason)
-        why = None if committed else reason.value if reason else "unknown"
+        why = None if committed else _reason_name(message.reason)
         log.info("attempt_ended", job_id=ended[0], round_id=ended[1], attempt=ended[2], reason=why)
         tell(self._observer.attempt_ended, *ended, why)
 
@@ -249,6 +248,15 @@ class Participation:
             raise PeerLost("the evaluation took too long", expected=f"{task.timeout_s:.0f} s") from error
         await report_result(coordinator, task.task_id, result)
         tell(self._observer.evaluated, task.model.model_version, result)
+
+
+def _reason_name(number: int) -> str:
+    try:
+        reason = abandon_reason_from_proto(number)
+    except RemoteProtocolError:
+        # A coordinator newer than this site may have reasons that are new too.
+        return f"reason {number}"
+    return reason.value if reason else "unspecified"
 
 
 async def _report_failure(coordinator: "CoordinatorServiceAsyncStub", task_id: str, error: TacitError) -> None:

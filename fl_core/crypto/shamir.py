@@ -9,12 +9,14 @@ Any t - 1 shares are independent of the secret: the other coefficients are unifo
 Source: Shamir 1979, How to share a secret.
 """
 
+import sys
 from collections.abc import Callable, Sequence
 from types import ModuleType
 
 import numpy as np
 import numpy.typing as npt
 
+from fl_core.crypto import kernels_shamir_numpy
 from fl_core.errors import BadShares, CryptoError
 
 Words = npt.NDArray[np.uint64]
@@ -26,6 +28,9 @@ LIMB_BITS = 52
 SHARE_BYTES = 8 * LIMBS
 MAX_INDEX = 1 << 32
 """Indices of holders are below this; x = index + 1 is then far below the prime."""
+
+COMPILED_FROM = 1 << 20
+"""Multiplications in the field from which loading compiled code pays."""
 
 _LAST_LIMB_BITS = 8 * SECRET_BYTES - LIMB_BITS * (LIMBS - 1)
 _LITTLE_WORDS = np.dtype("<u8")
@@ -57,7 +62,7 @@ def split_secrets(
     coefficients[0] = limbs.ravel()
     coefficients[1:] = _random_elements((threshold - 1) * limbs.size, entropy).reshape(threshold - 1, limbs.size)
     values = np.empty((points.size, limbs.size), np.uint64)
-    _kernels().evaluate(coefficients, points, values)
+    _kernels_for(points.size * coefficients.size).evaluate(coefficients, points, values)
     rows = (row.astype(_LITTLE_WORDS).tobytes() for row in values)
     return [[row[at : at + SHARE_BYTES] for at in range(0, len(row), SHARE_BYTES)] for row in rows]
 
@@ -103,7 +108,7 @@ def lagrange_at_zero(indices: Sequence[int]) -> Words:
     """
     points = _points(indices)
     numerators, denominators = np.empty_like(points), np.empty_like(points)
-    _kernels().lagrange_fractions(points, numerators, denominators)
+    _kernels_for(points.size**2).lagrange_fractions(points, numerators, denominators)
     fractions = zip(numerators.tolist(), _inverses(denominators.tolist()), strict=True)
     return np.array([numerator * inverse % PRIME for numerator, inverse in fractions], np.uint64)
 
@@ -129,7 +134,7 @@ def combine(coefficients: Words, shares: Words) -> list[bytes]:
         )
     rows = np.ascontiguousarray(shares, np.uint64).reshape(coefficients.size, -1)
     limbs = np.empty(rows.shape[1], np.uint64)
-    _kernels().weighted_sum(coefficients, rows, limbs)
+    _kernels_for(rows.size).weighted_sum(coefficients, rows, limbs)
     return _secrets_of(limbs.reshape(-1, LIMBS))
 
 
@@ -192,8 +197,10 @@ def _inverses(values: Sequence[int]) -> list[int]:
     return inverses
 
 
-def _kernels() -> ModuleType:
-    # numba takes most of a second to import; who only imports this module shall not pay for it.
+def _kernels_for(multiplications: int) -> ModuleType:
+    # numba takes most of a second to import; a small cohort never earns that back.
+    if multiplications < COMPILED_FROM and "fl_core.crypto.kernels_shamir" not in sys.modules:
+        return kernels_shamir_numpy
     from fl_core.crypto import kernels_shamir
 
     return kernels_shamir

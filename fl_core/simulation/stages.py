@@ -98,6 +98,7 @@ def make_cohort(
     seed: int = 1,
     attempt: int = 1,
     threshold: int | None = None,
+    min_survivors: int | None = None,
     ring_bits: int = 32,
     length: int = 6,
 ) -> Cohort:
@@ -105,7 +106,8 @@ def make_cohort(
     signers = _signers(size, seed)
     needed = default_threshold(size) if threshold is None else threshold
     binding = seed.to_bytes(16, "big") + attempt.to_bytes(16, "big")
-    context = SessionContext(binding, size, needed, needed, ring_bits, length)
+    smallest = needed if min_survivors is None else min_survivors
+    context = SessionContext(binding, size, needed, smallest, ring_bits, length)
     fresh = seeded_entropy(seed * 1_000 + attempt)
     lane, ring = lane_dtype(ring_bits), (1 << ring_bits) - 1
     drawn = np.frombuffer(fresh(8 * size * length), "<u8").reshape(size, length) & np.uint64(ring)

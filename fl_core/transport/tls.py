@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import grpc
 from cryptography import x509
@@ -14,6 +15,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, load_pem_priv
 from fl_core.crypto.signing import CertificateSigner
 from fl_core.errors import ConfigError, IdentityError, TacitError
 from fl_core.transport.identity import Identity, Role, TrustStore, parse_certificate
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,39 +99,34 @@ class Credentials:
 class LiveCredentials:
     """Credentials that follow their files: renewed certificates, new CAs and revocations count without a restart.
 
+    Our own certificate and whom we trust are followed apart, so that a revocation list counts even when our own
+    certificate stands on it.
+
     Args:
         credentials: as they were read at the start.
         on_reload: told after each reload with None, or with the error that made the old state stay.
     """
 
     def __init__(self, credentials: Credentials, on_reload: Callable[[TacitError | None], None] | None = None) -> None:
-        self._credentials = credentials
-        self._stamp = _stamp(credentials.paths)
-        self._on_reload = on_reload or (lambda _error: None)
+        tell = on_reload or (lambda _error: None)
+        ca, crl = credentials.ca_path, credentials.crl_path
+        pinned = (ca,) if crl is None else (ca, crl)
+        self._credentials = _Followed(credentials, credentials.paths, credentials.reload, tell)
+        self._trust = _Followed(credentials.trust, pinned, lambda: load_trust(ca, crl), tell)
 
     @property
     def current(self) -> Credentials:
         """The credentials as the files are now; the last good ones while the files are broken."""
-        stamp = _stamp(self._credentials.paths)
-        if stamp == self._stamp:
-            return self._credentials
-        self._stamp = stamp
-        try:
-            self._credentials = self._credentials.reload()
-        except TacitError as error:
-            self._on_reload(error)
-        else:
-            self._on_reload(None)
-        return self._credentials
+        return self._credentials.current()
 
     @property
     def trust(self) -> TrustStore:
-        """The pinned federation as the files are now."""
-        return self.current.trust
+        """The pinned federation as the files are now; the last good one while the files are broken."""
+        return self._trust.current()
 
     def server_credentials(self) -> grpc.ServerCredentials:
         """Server side of mTLS: no client without a certificate of the pinned CA; files are followed."""
-        served = self._credentials
+        served = self.current
 
         def fetch() -> grpc.ServerCertificateConfiguration | None:
             # gRPC calls this in a thread of its own at every handshake, so the common case is a few stat calls.
@@ -145,6 +143,29 @@ class LiveCredentials:
             fetch,  # type: ignore[arg-type]
             require_client_authentication=True,
         )
+
+
+class _Followed(Generic[T]):
+    """A value that is read again when one of its files changed."""
+
+    def __init__(
+        self, value: T, paths: tuple[Path, ...], read: Callable[[], T], tell: Callable[[TacitError | None], None]
+    ) -> None:
+        self._value, self._paths, self._read, self._tell = value, paths, read, tell
+        self._stamp = _stamp(paths)
+
+    def current(self) -> T:
+        stamp = _stamp(self._paths)
+        if stamp == self._stamp:
+            return self._value
+        self._stamp = stamp
+        try:
+            self._value = self._read()
+        except TacitError as error:
+            self._tell(error)
+        else:
+            self._tell(None)
+        return self._value
 
 
 def load_trust(ca: Path, crl: Path | None = None) -> TrustStore:

@@ -249,7 +249,7 @@ class AggregationSession:
         survivors = self._running_sum().freeze(sorted(eligible))
         self._survivors, self._eligible = survivors, eligible
         self._phase = Phase.AWAITING_MASK
-        for index, received_bytes in self._broken.items():
+        for index, received_bytes in sorted(self._broken.items()):
             self._settle(Upload(index, received_bytes=received_bytes, reason=DropoutReason.UPLOAD_TRUNCATED))
         self.uploads.close()
         if self.plan.aggregation is Aggregation.PLAIN:

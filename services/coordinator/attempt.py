@@ -346,6 +346,9 @@ class Attempt:
             self._key_bytes[index] += SiteBytes(down=count)
 
     async def _abandon(self, reason: AbandonReason, detail: str) -> None:
+        while not self._departures.empty():
+            # Those who left in the last moment belong into the report too.
+            await self.journal.drop(*self._departures.get_nowait())
         await self.journal.abandon(reason, detail)
         log.warning("attempt_abandoned", reason=reason.value, detail=detail)
         if self.plan is not None:

@@ -126,7 +126,8 @@ class Driver:
     async def _run_in_turn(self, job_id: JobId) -> None:
         async with self._slots:
             job = await self._with.jobs.job(job_id)
-            if job.status.is_final:
+            # A job that was submitted while a restart was taken up can be in the queue twice.
+            if job.status.is_final or job_id in self._runs:
                 return
             with self._running(job_id) as run, structlog.contextvars.bound_contextvars(job_id=job_id):
                 await self._with.jobs.set_status(job_id, JobStatus.RUNNING, self._with.clock())

@@ -17,6 +17,7 @@ from fl_core.errors import CodecError, StorageError
 MAX_HEADER_BYTES = 100_000_000
 """As in the reference implementation."""
 
+_METADATA = "__metadata__"
 _NAMES = {
     "float16": "F16",
     "float32": "F32",
@@ -35,9 +36,11 @@ def encode_header(manifest: TensorManifest, metadata: Mapping[str, str]) -> byte
     """Everything that stands in front of the bytes of the tensors; its length is a multiple of eight.
 
     Raises:
-        CodecError: the names need more than `MAX_HEADER_BYTES`.
+        CodecError: the names need more than `MAX_HEADER_BYTES`, or one of them is reserved by the format.
     """
-    entries: dict[str, object] = {"__metadata__": dict(metadata)}
+    if any(spec.name == _METADATA for spec in manifest.tensors):
+        raise CodecError(f"no tensor can be called {_METADATA}", expected="another name", fix="rename the tensor")
+    entries: dict[str, object] = {_METADATA: dict(metadata)}
     start = 0
     for spec in manifest.tensors:
         end = start + spec.nbytes
@@ -65,8 +68,8 @@ def decode_header(read: Callable[[int], bytes]) -> TensorManifest:
         entries = json.loads(read(length)) if length <= MAX_HEADER_BYTES else None
         if not isinstance(entries, dict):
             raise ValueError("no header")
-        specs = [_spec(name, entry) for name, entry in entries.items() if name != "__metadata__"]
-        offsets = [tuple(entry["data_offsets"]) for name, entry in entries.items() if name != "__metadata__"]
+        specs = [_spec(name, entry) for name, entry in entries.items() if name != _METADATA]
+        offsets = [tuple(entry["data_offsets"]) for name, entry in entries.items() if name != _METADATA]
     except (struct.error, ValueError, KeyError, TypeError, CodecError) as error:
         raise StorageError("a stored model cannot be read", expected="a safetensors file") from error
     start = 0

@@ -27,8 +27,9 @@ from fl_core.wire.convert import (
 )
 from fl_core.wire.v1 import keyserver_pb2, keyserver_pb2_grpc, status_pb2
 from services.keyserver.delivery import MaskDelivery
+from services.keyserver.facts import Closed, Dropped, ExchangeFact, Failed, Unmasked
 from services.keyserver.journal import UnmaskJournal
-from services.keyserver.session import Closed, Dropped, ExchangeFact, ExchangeSession, Failed, Unmasked
+from services.keyserver.session import ExchangeSession
 from services.keyserver.settings import KeyServerSettings
 from services.runtime.identity import Context, caller, role_table
 from services.runtime.membership import check_addressed, check_site
@@ -92,12 +93,14 @@ class KeyServerService(keyserver_pb2_grpc.KeyServerServiceServicer):
             session.traffic.up[index] += hello.ByteSize()
             first = await expect_message(requests, "advertisement", self._settings.message_timeout_seconds)
             session.traffic.up[index] += first.ByteSize()
-            session.advertise(index, advertisement_from_proto(first.advertisement))
+            with session.judging(index):
+                session.advertise(index, advertisement_from_proto(first.advertisement))
             yield await session.directory(index)
             # Sealing shares for everybody takes a while in a large cohort, so the phase itself is the limit.
             second = await expect_message(requests, "shares", session.plan.schedule.sharing.max_seconds)
             session.traffic.up[index] += second.ByteSize()
-            session.share(index, sealed_shares_from_proto(second.shares))
+            with session.judging(index):
+                session.share(index, sealed_shares_from_proto(second.shares))
             yield await session.relayed(index)
 
     async def RevealShares(  # noqa: N802
@@ -115,12 +118,14 @@ class KeyServerService(keyserver_pb2_grpc.KeyServerServiceServicer):
             yield _counted(session, index, keyserver_pb2.RevealSharesResponse(survivors=survivors_to_proto(survivors)))
             first = await expect_message(requests, "signature", schedule.signing.max_seconds)
             session.traffic.up[index] += first.ByteSize()
-            session.sign(index, signature_from_proto(first.signature))
+            with session.judging(index):
+                session.sign(index, signature_from_proto(first.signature))
             proof = await session.proof(index)
             yield _counted(session, index, keyserver_pb2.RevealSharesResponse(proof=proof_to_proto(proof)))
             second = await expect_message(requests, "shares", schedule.revealing.max_seconds)
             session.traffic.up[index] += second.ByteSize()
-            session.reveal(index, revealed_from_proto(second.shares))
+            with session.judging(index):
+                session.reveal(index, revealed_from_proto(second.shares))
             yield _counted(session, index, keyserver_pb2.RevealSharesResponse(done=keyserver_pb2.RevealDone()))
 
     async def OpenExchange(  # noqa: N802

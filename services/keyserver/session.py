@@ -4,11 +4,8 @@ Sites come in by `advertise` ... `reveal`, each over streams that may break and 
 `run_exchange` and `unmask`. The protocol itself, and what it refuses, is in the phases of `fl_core.secagg`.
 """
 
-from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import TypeVar
 
 import structlog
@@ -41,6 +38,7 @@ from fl_core.secagg.unmasking import CollectingReveals, CollectingSignatures, Re
 from fl_core.wire.convert import directory_to_proto, relayed_shares_to_proto
 from fl_core.wire.v1 import keyserver_pb2
 from services.keyserver.expansion import expand_mask
+from services.keyserver.facts import Closed, Dropped, ExchangeFact, Failed, Phase, Traffic, Unmasked
 from services.keyserver.gathering import Gathering
 from services.runtime.events import EventLog, Notice
 from services.runtime.offload import offload
@@ -52,61 +50,6 @@ Record = Callable[[RoundPlan, tuple[int, ...]], Awaitable[None]]
 Deliver = Callable[[RoundPlan, tuple[int, ...], RingVector], Awaitable[None]]
 
 
-class Phase(StrEnum):
-    """What a session waits for."""
-
-    ADVERTISING = "advertising"
-    SHARING = "sharing"
-    UPLOADING = "uploading"
-    SIGNING = "signing"
-    REVEALING = "revealing"
-    EXPANDING = "expanding"
-    FINISHED = "finished"
-    FAILED = "failed"
-
-
-@dataclass(frozen=True, slots=True)
-class Dropped:
-    """A site that is not waited for any more, and why."""
-
-    index: int
-    reason: DropoutReason
-
-
-@dataclass(frozen=True, slots=True)
-class Closed:
-    """The exchange is over: U1, U2, and the message bytes of each site."""
-
-    advertised: tuple[int, ...]
-    shared: tuple[int, ...]
-    bytes_up: dict[int, int]
-    bytes_down: dict[int, int]
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """The exchange cannot be finished."""
-
-    reason: AbandonReason
-    detail: str
-
-
-ExchangeFact = Dropped | Closed | Failed
-
-
-@dataclass(slots=True)
-class Unmasked:
-    """What came of rounds 3 and 4; `failure` is set when no mask was released."""
-
-    failure: AbandonReason | None = None
-    detail: str = ""
-    dropouts: list[Dropped] = field(default_factory=list)
-    signed: tuple[int, ...] = ()
-    revealed: tuple[int, ...] = ()
-    bytes_up: dict[int, int] = field(default_factory=dict)
-    bytes_down: dict[int, int] = field(default_factory=dict)
-
-
 class _Failure(Exception):
     """Leaves a phase that cannot be finished, with the reason for the coordinator."""
 
@@ -114,14 +57,6 @@ class _Failure(Exception):
         super().__init__(str(error))
         self.reason = reason
         self.error = error
-
-
-class Traffic:
-    """Message bytes by site."""
-
-    def __init__(self) -> None:
-        self.up: Counter[int] = Counter()
-        self.down: Counter[int] = Counter()
 
 
 class ExchangeSession:
@@ -192,21 +127,41 @@ class ExchangeSession:
         self.facts.fail(error)
         self._notice.announce()
 
-    # Sites, rounds 0 and 1.
+    @contextmanager
+    def judging(self, index: int) -> Iterator[None]:
+        """Take one message of the site that is known to be at `index` inside the block.
+
+        A wrong message refuses the site for good, and nobody waits for it any more. One that only comes late, or
+        differs from what the site said before in this phase, is refused alone.
+
+        Raises:
+            TacitError: the session was ended, or the site was refused before, for the reason that is raised again.
+        """
+        self._check_alive()
+        if index in self._refused:
+            raise self._refused[index]
+        try:
+            yield
+        except SessionFrozen:
+            raise
+        except TacitError as error:
+            self._refuse(index, error)
+            raise
+
+    # Sites, rounds 0 and 1. Messages are taken inside `judging`.
 
     def advertise(self, index: int, advertisement: KeyAdvertisement) -> None:
         """Take the keys of the site that is known to be at `index`; the same keys again change nothing.
 
         Raises:
-            RemoteProtocolError, BadKey, BadSignature, IdentityError: they are wrong, and the site is refused for good.
+            RemoteProtocolError, BadKey, BadSignature, IdentityError: they are wrong.
             SessionFrozen: they come too late.
         """
-        with self._judging(index):
-            _check_own_index(index, advertisement.index)
-            collecting = _present(self._advertising, "keys")
-            if self._phase is not Phase.ADVERTISING and index not in self._members:
-                raise _too_late("keys", index)
-            collecting.receive(advertisement)
+        _check_own_index(index, advertisement.index)
+        collecting = _present(self._advertising, "keys")
+        if self._phase is not Phase.ADVERTISING and index not in self._members:
+            raise _too_late("keys", index)
+        collecting.receive(advertisement)
         if self._phase is Phase.ADVERTISING:
             self._gathering.answer(index)
 
@@ -226,14 +181,13 @@ class ExchangeSession:
         """Take what a site sealed for the others; the same shares again change nothing.
 
         Raises:
-            RemoteProtocolError, BadShares: they are wrong, and the site is refused for good.
+            RemoteProtocolError, BadShares: they are wrong.
             SessionFrozen: they come too late.
         """
-        with self._judging(index):
-            collecting = _present(self._sharing, "shares")
-            if self._phase is not Phase.SHARING and index not in self._participants:
-                raise _too_late("shares", index)
-            collecting.receive(index, sealed)
+        collecting = _present(self._sharing, "shares")
+        if self._phase is not Phase.SHARING and index not in self._participants:
+            raise _too_late("shares", index)
+        collecting.receive(index, sealed)
         if self._phase is Phase.SHARING:
             self._gathering.answer(index)
 
@@ -249,7 +203,7 @@ class ExchangeSession:
             raise _too_late("shares", index)
         return _present(self._relayed, "relayed shares")[index]
 
-    # Sites, rounds 3 and 4.
+    # Sites, rounds 3 and 4. Messages are taken inside `judging`.
 
     async def survivors(self, index: int) -> SurvivorSet:
         """Wait for U3.
@@ -272,12 +226,11 @@ class ExchangeSession:
         """Take a survivor's signature; the same again changes nothing.
 
         Raises:
-            RemoteProtocolError, BadSignature: it is wrong, and the site is refused for good.
+            RemoteProtocolError, BadSignature: it is wrong.
             SessionFrozen: it comes too late.
         """
-        with self._judging(index):
-            _check_own_index(index, signature.index)
-            _present(self._signing, "signature").receive(signature)
+        _check_own_index(index, signature.index)
+        _present(self._signing, "signature").receive(signature)
         if self._phase is Phase.SIGNING:
             self._gathering.answer(index)
 
@@ -297,15 +250,14 @@ class ExchangeSession:
         """Take the shares that a site reveals; the same again change nothing.
 
         Raises:
-            RemoteProtocolError, BadShares: they are wrong, and the site is refused for good.
+            RemoteProtocolError, BadShares: they are wrong.
             SessionFrozen: they come too late.
         """
-        with self._judging(index):
-            _check_own_index(index, revealed.index)
-            revealing = _present(self._revealing, "shares")
-            if self._phase is not Phase.REVEALING and index not in self._gathering.answered:
-                raise _too_late("shares", index)
-            revealing.receive(revealed)
+        _check_own_index(index, revealed.index)
+        revealing = _present(self._revealing, "shares")
+        if self._phase is not Phase.REVEALING and index not in self._gathering.answered:
+            raise _too_late("shares", index)
+        revealing.receive(revealed)
         if self._phase is Phase.REVEALING:
             self._gathering.answer(index)
 
@@ -415,9 +367,11 @@ class ExchangeSession:
         self._gathering = self._gather_from(revealing.signers, threshold, schedule.revealing)
         self._revealing, self._proof = revealing, proof
         self._notice.announce()
-        await self._gather(AbandonReason.TOO_FEW_REVEALS, DropoutReason.UNMASK_TIMEOUT, "sites revealed shares")
+        try:
+            await self._gather(AbandonReason.TOO_FEW_REVEALS, DropoutReason.UNMASK_TIMEOUT, "sites revealed shares")
+        finally:
+            outcome.revealed = tuple(sorted(self._gathering.answered))
         self._phase = Phase.EXPANDING
-        outcome.revealed = tuple(sorted(self._gathering.answered))
         seeds = await self._rebuild(revealing)
         mask = await self._expand(seeds, threads)
         self._check_alive()
@@ -470,22 +424,12 @@ class ExchangeSession:
         self.end(error)
         log.warning("exchange_failed", session_id=self.plan.session_id.hex(), reason=reason.value, detail=str(error))
 
-    @contextmanager
-    def _judging(self, index: int) -> Iterator[None]:
-        """Refuse a site for good when its message is wrong; one that only came late or again is not refused."""
-        self._check_alive()
-        if index in self._refused:
-            raise self._refused[index]
-        try:
-            yield
-        except SessionFrozen:
-            raise
-        except TacitError as error:
-            if index not in self._gathering.answered:
-                self._refused[index] = error
-                self._drop(index, _dropout_reason(error))
-                self._gathering.drop([index])
-            raise
+    def _refuse(self, index: int, error: TacitError) -> None:
+        if index in self._gathering.answered:
+            return
+        self._refused[index] = error
+        self._drop(index, _dropout_reason(error))
+        self._gathering.drop([index])
 
     def _drop(self, index: int, reason: DropoutReason) -> None:
         dropped = Dropped(index, reason)

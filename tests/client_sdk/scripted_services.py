@@ -52,7 +52,7 @@ from fl_core.wire.v1 import (
 MODEL: dict[str, Array] = {"layer.weight": np.ones((40, 30), np.float32), "layer.bias": np.zeros(30, np.float32)}
 SCHEDULE = PhaseSchedule(
     **{
-        name: PhaseBounds(0.0, 20.0)
+        name: PhaseBounds(20.0, 20.0)
         for name in ("recruiting", "advertising", "sharing", "uploading", "signing", "revealing")
     }
 )
@@ -93,6 +93,7 @@ class ScriptedCoordinator(coordinator_pb2_grpc.CoordinatorServiceServicer):
         self.left: asyncio.Queue[tuple[str, str, str]] = asyncio.Queue()
         self.evaluations: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
         self.models: dict[int, dict[str, Array]] = {0: MODEL}
+        self.aggregates: dict[bytes, tuple[Any, bytes]] = {}
         self.downloads = 0
         self.answers_version: int | None = None
         self.truncates = False
@@ -139,13 +140,28 @@ class ScriptedCoordinator(coordinator_pb2_grpc.CoordinatorServiceServicer):
         self.evaluations.put_nowait((caller(context), request))
         return coordinator_pb2.ReportEvaluationResponse()
 
+    async def ReportAggregate(self, request_iterator: Any, context: Any) -> Any:
+        info, payload = None, bytearray()
+        async for request in request_iterator:
+            match request.WhichOneof("part"):
+                case "header":
+                    info = request.header.info
+                    reader = ChunkReader(request.header.stream, max_bytes=1 << 24)
+                case "chunk":
+                    payload += reader.feed(request.chunk)
+                case _:
+                    reader.finish(request.trailer)
+        assert info is not None
+        self.aggregates[info.session_id] = info, bytes(payload)
+        return coordinator_pb2.ReportAggregateResponse()
+
     def invite(self, plan: RoundPlan, *client_ids: str) -> None:
         for client_id in client_ids or [entry.client_id for entry in plan.roster]:
             self.events[client_id].put_nowait({"invitation": convert.plan_to_proto(plan)})
 
-    def end_attempt(self, plan: RoundPlan, state: round_pb2.RoundState.ValueType) -> None:
+    def end_attempt(self, plan: RoundPlan, state: round_pb2.RoundState.ValueType, reason: Any = 0) -> None:
         ended = coordinator_pb2.AttemptEnded(
-            job_id=plan.job_id, round_id=plan.round_id, attempt=plan.attempt, state=state
+            job_id=plan.job_id, round_id=plan.round_id, attempt=plan.attempt, state=state, reason=reason
         )
         for entry in plan.roster:
             self.events[entry.client_id].put_nowait({"attempt_ended": ended})

@@ -17,9 +17,10 @@ import yaml
 from scripted_services import MODEL, Cluster, Ticking, expected_upload_bytes
 
 from client_sdk import Array, Site, SiteObserver, SitePolicy, TrainingContext, TrainResult
+from client_sdk.journal import JOURNAL_NAME, SiteJournal
 from fl_core.codec.tensors import manifest_of
 from fl_core.crypto.mask_prg import reduce_ring
-from fl_core.errors import ConfigError, IdentityError, RemoteProtocolError, StreamError, TacitError
+from fl_core.errors import ConfigError, IdentityError, RemoteProtocolError, SessionFrozen, StreamError, TacitError
 from fl_core.rounds.plan import RoundPlan
 from fl_core.secagg.messages import KeyDirectory, SurvivorSet
 from fl_core.transport.identity import Role
@@ -130,12 +131,26 @@ async def test_the_observer_hears_every_step_in_order(cluster: Cluster, take_par
     take_part(cluster.config("alpha"), Ticking(), events)
     all_join(cluster, take_part, {name: Ticking() for name in SITES[1:]})
     await finish(cluster, plan, (0, 1, 2))
+    await soon(lambda: "revealed" in events.heard)
     cluster.coordinator.end_attempt(plan, round_pb2.ROUND_STATE_COMMITTED)
     await soon(lambda: "ended None" in events.heard)
     assert events.heard[:2] == ["connected", "invited"]
     assert set(events.heard[2:4]) == {"keys_shared", "trained"}
     assert events.heard[4:] == ["uploaded", "revealed", "ended None"]
     assert events.chunks == [(index, 4) for index in range(4)]
+
+
+async def test_a_reason_that_is_newer_than_the_site_is_told_by_its_number(
+    cluster: Cluster, take_part: TakePart
+) -> None:
+    events = Events()
+    task = take_part(cluster.config("alpha"), Ticking(), events)
+    plan = cluster.plan("alpha", "beta", "gamma")
+    cluster.coordinator.end_attempt(plan, round_pb2.ROUND_STATE_ABANDONED, round_pb2.ABANDON_REASON_DEADLINE)
+    cluster.coordinator.end_attempt(plan, round_pb2.ROUND_STATE_ABANDONED, 99)
+    await soon(lambda: "ended reason 99" in events.heard)
+    assert events.heard == ["connected", "ended deadline", "ended reason 99"]
+    assert not task.done()
 
 
 async def test_an_observer_that_raises_does_not_disturb_the_round(cluster: Cluster, take_part: TakePart) -> None:
@@ -194,6 +209,14 @@ async def test_a_refused_upload_makes_the_site_leave(cluster: Cluster, take_part
     cluster.coordinator.invite(plan)
     all_join(cluster, take_part, {name: Ticking() for name in SITES})
     assert {(await left(cluster))[:2] for _ in SITES} == {(name, "upload_refused") for name in SITES}
+
+
+async def test_an_upload_after_the_end_says_which_phase_was_missed(cluster: Cluster, take_part: TakePart) -> None:
+    policy = SitePolicy(require_secure_aggregation=False, min_cohort=1)
+    cluster.aggregator.refusal = SessionFrozen("the uploads are closed")
+    take_part(cluster.config("alpha", policy=policy), Ticking())
+    cluster.coordinator.invite(cluster.plain_plan("alpha"))
+    assert (await left(cluster))[1] == "upload_timeout"
 
 
 async def test_the_next_attempt_reuses_the_trained_update(cluster: Cluster, take_part: TakePart) -> None:
@@ -432,6 +455,34 @@ async def test_a_survivor_list_that_is_no_subset_reveals_nothing(cluster: Cluste
     assert {(await left(cluster))[1] for _ in SITES} == {"protocol_violation"}
     unmasking.cancel()
     assert cluster.keyserver.reveals == []
+
+
+async def test_a_session_that_the_journal_knows_as_unmasked_gets_no_shares(
+    cluster: Cluster, take_part: TakePart
+) -> None:
+    plan = cluster.plan(*SITES)
+    cluster.open(plan)
+    with SiteJournal(cluster.folder / "state-beta") as journal:
+        journal.record_unmasked(plan.session_id)
+    all_join(cluster, take_part, {name: Ticking() for name in SITES})
+    cluster.coordinator.invite(plan)
+    await cluster.aggregator.wait_for(plan, 3)
+    unmasking = asyncio.create_task(cluster.keyserver.unmask((0, 1, 2)))
+    client_id, reason, detail = await left(cluster)
+    assert (client_id, reason) == ("beta", "protocol_violation")
+    assert "revealed before" in detail
+    await soon(lambda: len(cluster.keyserver.reveals) == 2)
+    unmasking.cancel()
+
+
+async def test_every_reveal_stands_in_the_journal(cluster: Cluster, take_part: TakePart) -> None:
+    plan = cluster.plan(*SITES)
+    cluster.open(plan)
+    all_join(cluster, take_part, {name: Ticking() for name in SITES})
+    cluster.coordinator.invite(plan)
+    await finish(cluster, plan, (0, 1, 2))
+    journals = [(cluster.folder / f"state-{name}" / JOURNAL_NAME).read_text() for name in SITES]
+    assert all(plan.session_id.hex() in journal for journal in journals)
 
 
 async def test_the_wrong_model_version_is_refused(cluster: Cluster, take_part: TakePart) -> None:

@@ -1,16 +1,19 @@
 """Secret sharing against Python's integers: the twin below is the definition that the kernels must equal."""
 
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from itertools import combinations
+from types import ModuleType
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fl_core.crypto import kernels_shamir, shamir
+from fl_core.crypto import kernels_shamir, kernels_shamir_numpy, shamir
 from fl_core.crypto.shamir import (
     LIMB_BITS,
     LIMBS,
@@ -25,6 +28,7 @@ from fl_core.crypto.shamir import (
 from fl_core.errors import BadShares, CryptoError
 from fl_core.simulation.entropy import seeded_entropy
 
+KERNELS = (kernels_shamir, kernels_shamir_numpy)
 elements = st.one_of(st.integers(0, PRIME - 1), st.sampled_from([0, 1, 2, PRIME - 1, PRIME - 2, PRIME // 2]))
 
 
@@ -48,20 +52,44 @@ def rebuild(shares: Sequence[Sequence[bytes]], holders: Sequence[int], chosen: S
     return combine(lagrange_at_zero(chosen), rows)
 
 
+@pytest.mark.parametrize("kernels", KERNELS)
 @given(st.lists(st.lists(elements, min_size=3, max_size=3), min_size=1, max_size=8), st.lists(elements, min_size=1))
-def test_evaluation_equals_pythons_integers(coefficients: list[list[int]], points: list[int]) -> None:
+def test_evaluation_equals_pythons_integers(
+    kernels: ModuleType, coefficients: list[list[int]], points: list[int]
+) -> None:
     out = np.empty((len(points), 3), np.uint64)
-    kernels_shamir.evaluate(np.array(coefficients, np.uint64), np.array(points, np.uint64), out)
+    kernels.evaluate(np.array(coefficients, np.uint64), np.array(points, np.uint64), out)
     columns = list(zip(*coefficients, strict=True))
     assert out.tolist() == [[evaluate_slowly(column, point) for column in columns] for point in points]
 
 
+@pytest.mark.parametrize("kernels", KERNELS)
 @given(st.lists(st.tuples(elements, elements), min_size=1, max_size=30))
-def test_a_weighted_sum_equals_pythons_integers(pairs: list[tuple[int, int]]) -> None:
+def test_a_weighted_sum_equals_pythons_integers(kernels: ModuleType, pairs: list[tuple[int, int]]) -> None:
     weights, values = (np.array(side, np.uint64) for side in zip(*pairs, strict=True))
     out = np.empty(1, np.uint64)
-    kernels_shamir.weighted_sum(weights, values.reshape(-1, 1), out)
+    kernels.weighted_sum(weights, values.reshape(-1, 1), out)
     assert out.tolist() == [sum(weight * value for weight, value in pairs) % PRIME]
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+@given(st.lists(elements.filter(bool), min_size=1, max_size=20, unique=True))
+def test_lagrange_fractions_equal_pythons_integers(kernels: ModuleType, points: list[int]) -> None:
+    numerators, denominators = np.empty((2, len(points)), np.uint64)
+    kernels.lagrange_fractions(np.array(points, np.uint64), numerators, denominators)
+    fractions = zip(numerators.tolist(), denominators.tolist(), strict=True)
+    assert [above * pow(below, -1, PRIME) % PRIME for above, below in fractions] == lagrange_slowly(points)
+
+
+def test_a_small_cohort_does_not_load_numba() -> None:
+    program = (
+        "import os, sys; from fl_core.crypto.shamir import *;"
+        "shares = split_secrets([bytes(32)], 7, range(10), os.urandom);"
+        "import numpy as np; combine(lagrange_at_zero(range(10)), np.stack([parse_shares(row) for row in shares]));"
+        "print('numba' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
 
 
 @given(st.sets(st.integers(0, shamir.MAX_INDEX - 1), min_size=1, max_size=20))

@@ -28,6 +28,7 @@ from fl_core.secagg.messages import (
     SurvivorSet,
     SurvivorSignature,
 )
+from fl_core.secagg.sealing import HeldShares, seal_shares
 from fl_core.simulation import stages
 
 SIZE = 7
@@ -153,6 +154,15 @@ def test_a_bent_relay_is_refused_and_changes_nothing(name: str) -> None:
     assert stage.sites[0].step(stage.relayed[0]).participants == tuple(range(SIZE))
 
 
+def test_sealed_bytes_that_are_no_shares_are_refused() -> None:
+    stage = stages.share(stages.advertise(stages.make_cohort(SIZE)))
+    waiting = stage.sites[0]
+    false = HeldShares(mask_key=b"\xff" * 40, self_seed=bytes(40))
+    sealed = seal_shares(waiting.directory, 1, 0, waiting.opening_keys[1], false)
+    with pytest.raises(BadShares, match="out of range"):
+        waiting.step(RelayedShares((sealed, *stage.relayed[0].shares[1:])))
+
+
 @pytest.mark.parametrize(
     "vector",
     [
@@ -223,6 +233,15 @@ def test_a_bent_survivor_set_is_refused_and_changes_nothing(name: str) -> None:
     with pytest.raises(error, match=text):
         stage.sites[0].step(SurvivorSet(survivors))
     stage.sites[0].step(stage.survivor_set)
+
+
+def test_a_site_helps_nobody_below_the_smallest_cohort_though_the_threshold_is_met() -> None:
+    cohort = stages.make_cohort(SIZE, threshold=5, min_survivors=6)
+    stage = stages.upload(stages.share(stages.advertise(cohort)))
+    with pytest.raises(NotEnough, match="survivors: expected >= 6, got 5"):
+        stage.sites[0].step(SurvivorSet((0, 1, 2, 3, 4)))
+    with pytest.raises(NotEnough, match="survivors: expected >= 6, got 5"):
+        stage.server.freeze(SurvivorSet((0, 1, 2, 3, 4)))
 
 
 def test_a_site_looks_at_one_survivor_set_only() -> None:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fl_core.crypto.shamir import PRIME, lagrange_at_zero
 from fl_core.errors import (
     BadShares,
     BadSignature,
@@ -67,13 +68,15 @@ def test_a_signature_of_a_stranger_of_another_or_of_another_set_is_refused() -> 
     other = uploaded([0, 1, 2, 3, 6])
     signatures = stage.server.freeze(stage.survivor_set)
     good = stage.sites[0].step(stage.survivor_set)[1]
-    for bent, error in (
-        (replace(good, index=6), RemoteProtocolError),
-        (replace(good, index=1), BadSignature),
-        (SurvivorSignature(0, b""), BadSignature),
-        (other.sites[0].step(other.survivor_set)[1], BadSignature),
+    statement = stage.sites[1].step(stage.survivor_set)[0].statement
+    stranger = SurvivorSignature(6, stage.cohort.signers[6].sign(statement))
+    for bent, error, text in (
+        (stranger, RemoteProtocolError, "outside of U3"),
+        (replace(good, index=1), BadSignature, "verify"),
+        (SurvivorSignature(0, b""), BadSignature, "verify"),
+        (other.sites[0].step(other.survivor_set)[1], BadSignature, "verify"),
     ):
-        with pytest.raises(error):
+        with pytest.raises(error, match=text):
             signatures.receive(bent)
     assert signatures.received == frozenset()
     signatures.receive(good)
@@ -178,16 +181,27 @@ def test_too_few_reveals_keep_the_phase_open() -> None:
     stage.server.close()
 
 
+def eight_more(share: bytes, holder: int) -> bytes:
+    """A false share by which the secret of holders 0 to 4 comes out eight larger: a well-formed, wrong secret.
+
+    Less would not do: X25519 ignores the lowest three bits of a secret key.
+    """
+    weight = int(lagrange_at_zero(range(5))[holder])
+    limb = (int.from_bytes(share[:8], "little") + 8 * pow(weight, -1, PRIME)) % PRIME
+    return limb.to_bytes(8, "little") + share[8:]
+
+
 @pytest.mark.parametrize("kind", ["self_seed_shares", "mask_key_shares"])
 def test_a_false_share_gives_no_mask_and_names_the_owner(kind: str) -> None:
     stage = stages.sign(uploaded())
     for index in stage.sites:
         sent = stage.sites[index].step(stage.proof)[1]
         if index == 3:
-            false = bend_first(getattr(sent, kind), share=(1).to_bytes(8, "little") * 5)
+            shares = getattr(sent, kind)
+            false = bend_first(shares, share=eight_more(shares[0].share, 3))
             sent = replace(sent, **{kind: false})  # type: ignore[arg-type]
         stage.server.receive(sent)
-    with pytest.raises(BadShares, match="do not rebuild"):
+    with pytest.raises(BadShares, match=f"site {0 if kind == 'self_seed_shares' else 5} do not rebuild its"):
         stage.server.close()
 
 

@@ -1,11 +1,12 @@
 """Credentials from files: each broken file gets one clear error, and files are followed while a service runs."""
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fl_core.errors import ConfigError, TacitError
+from fl_core.errors import ConfigError, IdentityError, TacitError
 from fl_core.transport.identity import Role
 from fl_core.transport.tls import Credentials, LiveCredentials, check_role
 
@@ -97,3 +98,14 @@ def test_live_credentials_follow_a_renewed_certificate_and_survive_a_broken_one(
     kept = live.current
     assert kept.identity.serial != first.identity.serial
     assert [type(error) for error in seen] == [type(None), ConfigError]
+
+
+def test_a_revocation_counts_even_when_our_own_certificate_is_on_the_list(federation: Any) -> None:
+    service, site = federation.credentials(Role.AGGREGATOR, "agg-1"), federation.credentials(Role.SITE, "a")
+    live = LiveCredentials(service)
+    now = datetime.now(UTC)
+    live.trust.check(site.certificate_der, now)
+    federation.revoke(service)
+    federation.revoke(site)
+    with pytest.raises(IdentityError, match=r"site/a .*was revoked"):
+        live.trust.check(site.certificate_der, now)
