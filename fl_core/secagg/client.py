@@ -10,7 +10,7 @@ nothing; secrets leave a phase as soon as no later phase needs them.
 Source: Bonawitz et al. 2017, figure 4, with the lines of the active-adversary variant.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -25,11 +25,12 @@ from fl_core.secagg.directory import (
     advertisement_statement,
     check_enough,
     check_reach,
-    make_directory,
+    read_directory,
     seed_commitment,
     survivors_statement,
 )
-from fl_core.secagg.graph import Topology, complete_graph
+from fl_core.secagg.gap_audit import check_gaps
+from fl_core.secagg.graph import HararyGraph
 from fl_core.secagg.index_sets import check_subset
 from fl_core.secagg.masks import MaskTerm, apply_terms, check_vector, expand_terms, pair_term, self_term
 from fl_core.secagg.messages import (
@@ -79,7 +80,6 @@ def advertise(
     signer: Signer,
     verifier: RosterVerifier,
     entropy: Entropy,
-    topology: Topology = complete_graph,
 ) -> tuple["CollectingDirectory", KeyAdvertisement]:
     """Round 0: draw fresh keys and a fresh seed for one attempt, and sign the public part.
 
@@ -89,7 +89,6 @@ def advertise(
         signer: the key of our certificate.
         verifier: who may be at each index of the roster.
         entropy: source of uniform bytes, also for the shares of round 1.
-        topology: makes the graph over U1.
 
     Raises:
         LocalProtocolError: the index is outside of the roster.
@@ -108,29 +107,29 @@ def advertise(
     advertisement = replace(unsigned, signature=signer.sign(advertisement_statement(context, unsigned)))
     member = Member(context, index, signer, verifier)
     secrets = SiteSecrets(mask_keys.secret_key, self_seed)
-    return CollectingDirectory(member, advertisement, cipher_keys, secrets, entropy, topology), advertisement
+    return CollectingDirectory(member, advertisement, cipher_keys, secrets, entropy), advertisement
 
 
 @dataclass(frozen=True, slots=True)
 class CollectingDirectory:
-    """Round 1 begins: waits for everybody's signed keys."""
+    """Round 1 begins: waits for the signed keys of the neighbours."""
 
     member: Member
     advertisement: KeyAdvertisement
     cipher_keys: KeyPair
     secrets: SiteSecrets
     entropy: Entropy = field(repr=False)
-    topology: Topology = field(repr=False)
     _turn: Turn = field(default_factory=Turn, repr=False)
 
     def step(self, incoming: KeyDirectory) -> tuple["CollectingShares", SealedShares]:
-        """Check everybody's keys, then seal a share of our two secrets for each neighbour.
+        """Check the directory and the neighbours' keys, then seal a share of our two secrets for each neighbour.
 
         Raises:
-            RemoteProtocolError: an index is unknown, out of order or stands twice, or our own keys are missing or
-                were replaced.
+            RemoteProtocolError: an index is unknown, out of order or stands twice, our own keys are missing or were
+                replaced, or the graph is not the one that follows from the plan.
             BadKey: a key has a low order, is not canonical, has the wrong length or stands twice.
-            BadSignature, IdentityError: a site did not sign its keys for this session.
+            BadSignature, IdentityError: a site did not sign its keys for this session, or the coordinator not the
+                directory.
             NotEnough: fewer sites than must survive.
             LocalProtocolError: the phase has moved already.
         """
@@ -141,25 +140,22 @@ class CollectingDirectory:
             keys = agree_share_keys(directory, index, self.cipher_keys.secret_key)
             sealed = tuple(seal_shares(directory, index, peer, keys[peer].sealing, held[peer]) for peer in keys)
             opening_keys = {peer: keys[peer].opening for peer in keys}
-            following = CollectingShares(self.member, directory, self.secrets, held[index], opening_keys)
+            following = CollectingShares(self.member, directory, self.secrets, held.get(index), opening_keys)
             return following, SealedShares(sealed)
 
     def _checked(self, incoming: KeyDirectory) -> Directory:
         context, index = self.member.context, self.member.index
-        directory = make_directory(context, incoming.advertisements, self.topology)
+        directory = read_directory(context, index, incoming)
         if directory.advertisements.get(index) != self.advertisement:
             raise RemoteProtocolError(
                 "our own keys are missing from the directory or were replaced",
                 expected=f"the advertisement that site {index} sent",
                 fix="do not continue with this key server",
             )
-        check_reach(directory, index, directory.members, "neighbours advertised keys")
-        for advertisement in incoming.advertisements:
-            if advertisement.index != index:
-                statement = advertisement_statement(context, advertisement)
-                self.member.verifier.verify(
-                    advertisement.index, advertisement.certificate_der, statement, advertisement.signature
-                )
+        for neighbour in directory.graph.neighbours(index):
+            advertisement = directory.advertisements[neighbour]
+            statement = advertisement_statement(context, advertisement)
+            self.member.verifier.verify(neighbour, advertisement.certificate_der, statement, advertisement.signature)
         return directory
 
     def _split(self, directory: Directory) -> Mapping[int, HeldShares]:
@@ -171,12 +167,13 @@ class CollectingDirectory:
 
 @dataclass(frozen=True, slots=True)
 class CollectingShares:
-    """Round 1 ends: waits for what the neighbours sealed for us. Its senders and we are U2."""
+    """Round 1 ends: waits for what the neighbours sealed for us. Its senders and we are U2, as far as we know it."""
 
     member: Member
     directory: Directory = field(repr=False)
     secrets: SiteSecrets
-    own_shares: HeldShares
+    own_shares: HeldShares | None
+    """With a complete graph a site holds shares of its own secrets too."""
     opening_keys: Mapping[int, bytes] = field(repr=False)
     _turn: Turn = field(default_factory=Turn, repr=False)
 
@@ -199,8 +196,10 @@ class CollectingShares:
                 sealed.sender: open_shares(self.directory, sealed, self.opening_keys[sealed.sender])
                 for sealed in incoming.shares
             }
-            held[index] = self.own_shares
-            return ReadyToMask(self.member, self.directory, tuple(sorted(held)), self.secrets, held)
+            participants = tuple(sorted((*held, index)))
+            if self.own_shares is not None:
+                held[index] = self.own_shares
+            return ReadyToMask(self.member, self.directory, participants, self.secrets, held)
 
     def _check(self, incoming: RelayedShares) -> None:
         index, senders = self.member.index, [sealed.sender for sealed in incoming.shares]
@@ -211,7 +210,8 @@ class CollectingShares:
                     "a share is for somebody else", expected=f"recipient {index}", got=sealed.recipient
                 )
             check_sealed_length(sealed)
-        check_enough(len(senders) + 1, self.member.context.min_survivors, "sites shared their secrets")
+        if self.member.context.harary is None:
+            check_enough(len(senders) + 1, self.member.context.min_survivors, "sites shared their secrets")
         check_reach(self.directory, index, [*senders, index], "neighbours shared their secrets")
 
 
@@ -222,7 +222,7 @@ class ReadyToMask:
     member: Member
     directory: Directory = field(repr=False)
     participants: tuple[int, ...]
-    """U2, by ascending index."""
+    """U2 by ascending index; with a sparse graph its part among our neighbours and us."""
     secrets: SiteSecrets
     held_shares: Mapping[int, HeldShares] = field(repr=False)
     _turn: Turn = field(default_factory=Turn, repr=False)
@@ -238,7 +238,7 @@ class ReadyToMask:
             return MaskExpanded(mask, self._following())
 
     def step(self, vector: RingVector) -> tuple["AwaitingSurvivors", MaskedInput]:
-        """Mask our vector with our own mask and one for each other site of U2.
+        """Mask our vector with our own mask and one for each neighbour in U2.
 
         Args:
             vector: (d,) in the lane of the ring, each below 2**ring_bits; it is not changed.
@@ -274,7 +274,7 @@ class MaskExpanded:
 
     @property
     def participants(self) -> tuple[int, ...]:
-        """U2, by ascending index."""
+        """U2 by ascending index, as `ReadyToMask` has it."""
         return self.following.participants
 
     def step(self, vector: RingVector) -> tuple["AwaitingSurvivors", MaskedInput]:
@@ -294,7 +294,7 @@ class AwaitingSurvivors:
     member: Member
     directory: Directory = field(repr=False)
     participants: tuple[int, ...]
-    """U2, by ascending index."""
+    """U2 by ascending index; with a sparse graph its part among our neighbours and us."""
     held_shares: Mapping[int, HeldShares] = field(repr=False)
     _turn: Turn = field(default_factory=Turn, repr=False)
 
@@ -303,7 +303,8 @@ class AwaitingSurvivors:
 
         Raises:
             RemoteProtocolError: U3 names a site outside of U2, names one twice or out of order, or leaves us out.
-            NotEnough: fewer survivors than we help to unmask.
+            NotEnough: fewer survivors than we help to unmask, or too few of our neighbours, or drop-outs that may
+                have cut the graph.
             LocalProtocolError: the phase has moved already.
         """
         with self._turn:
@@ -316,14 +317,16 @@ class AwaitingSurvivors:
             return following, SurvivorSignature(member.index, member.signer.sign(statement))
 
     def _check(self, survivors: tuple[int, ...]) -> None:
-        check_subset(survivors, self.participants, "the survivors", "U2")
-        index = self.member.index
+        index, spec = self.member.index, self.member.context.harary
+        _check_in_second_set(self.directory, index, self.participants, survivors)
         if index not in survivors:
             raise RemoteProtocolError(
                 "the survivors leave this site out, though it is alive", expected=f"{index} among the survivors"
             )
         check_enough(len(survivors), self.member.context.min_survivors, "survivors")
         check_reach(self.directory, index, survivors, "neighbours survived")
+        if spec is not None and isinstance(self.directory.graph, HararyGraph):
+            check_gaps(self.directory.graph, survivors, spec.audit_need)
 
 
 @dataclass(frozen=True, slots=True)
@@ -342,10 +345,12 @@ class AwaitingProof:
     def step(self, incoming: ConsistencyProof) -> tuple["Revealed", RevealedShares]:
         """Check the signatures on our own U3, then reveal one share per peer: of its seed if it survived, else its key.
 
+        The signatures are those of the witnesses, of whom a threshold cannot have signed two different sets.
+
         Who dropped out follows from the one U3 that we signed; nobody tells us.
 
         Raises:
-            RemoteProtocolError: a signer is no survivor, stands twice or out of order.
+            RemoteProtocolError: a signer is no survivor or no witness, stands twice or out of order.
             BadSignature, IdentityError: a signature is not of its site, or of another U3.
             NotEnough: fewer signatures than the threshold.
             LocalProtocolError: the phase has moved already.
@@ -368,8 +373,8 @@ class AwaitingProof:
     def _check(self, incoming: ConsistencyProof) -> None:
         signers = [signature.index for signature in incoming.signatures]
         check_subset(signers, self.survivors, "the signers", "U3")
+        check_subset(signers, self.directory.graph.witnesses, "the signers", "the witnesses")
         check_enough(len(signers), self.member.context.threshold, "sites signed the survivors")
-        check_reach(self.directory, self.member.index, signers, "neighbours signed the survivors")
         advertisements, verifier = self.directory.advertisements, self.member.verifier
         for signature in incoming.signatures:
             certificate = advertisements[signature.index].certificate_der
@@ -384,3 +389,19 @@ class Revealed:
     index: int
     survivors: tuple[int, ...]
     """U3, by ascending index."""
+
+
+def _check_in_second_set(
+    directory: Directory, index: int, participants: Sequence[int], survivors: Sequence[int]
+) -> None:
+    """Check that no survivor is outside of U2, as far as this site knows it.
+
+    A neighbour that was left out of our U2 and yet survives shares no mask with us: the edge between us is gone, and
+    nobody counts it as a drop-out.
+    """
+    if directory.context.harary is None:
+        check_subset(survivors, participants, "the survivors", "U2")
+        return
+    check_subset(survivors, directory.members, "the survivors", "U1")
+    near = frozenset((index, *directory.graph.neighbours(index))).intersection(survivors)
+    check_subset(sorted(near), participants, "the survivors", "U2")

@@ -2,15 +2,18 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 from fl_core.crypto import labels
 from fl_core.errors import PlanError
+from fl_core.secagg.degrees import SMALLEST_DEGREE, SMALLEST_SPARSE_THRESHOLD
 
 Entropy = Callable[[int], bytes]
 """Gives that many bytes: `os.urandom` in a site, a seeded generator in a simulation."""
 
 SMALLEST_COHORT = 3
+DIGEST_BYTES = 32
 RING_BITS = range(1, 65)
 
 
@@ -36,6 +39,40 @@ class RosterVerifier(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class HararySpec:
+    """A sparse graph, of which everything but its seed is known before the session.
+
+    Args:
+        degree: neighbours of each member, k, even.
+        commitment: 32 bytes, to the beacon from which the seed is made.
+        audit_need: missing members of a window of k/2 that may make a gap, 1 to k/2.
+
+    Raises:
+        PlanError: a number is out of range.
+    """
+
+    degree: int
+    commitment: bytes
+    audit_need: int
+
+    def __post_init__(self) -> None:
+        if self.degree < SMALLEST_DEGREE or self.degree % 2:
+            raise PlanError(
+                "the degree of the graph is out of range", expected=f"even, >= {SMALLEST_DEGREE}", got=self.degree
+            )
+        if len(self.commitment) != DIGEST_BYTES:
+            raise PlanError(
+                "the commitment to the graph has the wrong length",
+                expected=f"{DIGEST_BYTES} bytes",
+                got=len(self.commitment),
+            )
+        if not 1 <= self.audit_need <= self.degree // 2:
+            raise PlanError(
+                "the need of the audit is out of range", expected=f"1 to {self.degree // 2}", got=self.audit_need
+            )
+
+
+@dataclass(frozen=True, slots=True)
 class SessionContext:
     """The facts of one attempt on which every party must agree.
 
@@ -46,6 +83,7 @@ class SessionContext:
         min_survivors: smallest U3 that a site helps to unmask.
         ring_bits: the ring is Z_(2**ring_bits).
         length: coordinates of the masked vector.
+        harary: the sparse graph; complete when None. Shares are then held by the neighbours alone.
 
     Raises:
         PlanError: the numbers cannot hold together.
@@ -57,6 +95,7 @@ class SessionContext:
     min_survivors: int
     ring_bits: int
     length: int
+    harary: HararySpec | None = None
 
     def __post_init__(self) -> None:
         if len(self.binding) != 32:
@@ -65,12 +104,7 @@ class SessionContext:
             )
         if self.size < SMALLEST_COHORT:
             raise PlanError("the cohort is too small to hide a site", expected=f">= {SMALLEST_COHORT}", got=self.size)
-        if not self.size < 2 * self.threshold <= 2 * self.size:
-            raise PlanError(
-                "the threshold is out of range",
-                expected=f"more than half of {self.size} and at most {self.size}",
-                got=self.threshold,
-            )
+        self._check_threshold()
         if not self.threshold <= self.min_survivors <= self.size:
             raise PlanError(
                 "min_survivors is out of range", expected=f"{self.threshold} to {self.size}", got=self.min_survivors
@@ -80,6 +114,20 @@ class SessionContext:
         if self.length < 1:
             raise PlanError("the vector is empty", expected="at least one coordinate", got=self.length)
 
+    def _check_threshold(self) -> None:
+        if self.harary is None:
+            smallest, largest = self.size // 2 + 1, self.size
+        else:
+            smallest, largest = SMALLEST_SPARSE_THRESHOLD, self.harary.degree
+            if self.harary.degree >= self.min_survivors:
+                raise PlanError(
+                    "the graph has too many neighbours for the smallest U1",
+                    expected=f"a degree below min_survivors, {self.min_survivors}",
+                    got=self.harary.degree,
+                )
+        if not smallest <= self.threshold <= largest:
+            raise PlanError("the threshold is out of range", expected=f"{smallest} to {largest}", got=self.threshold)
+
     @property
     def session_id(self) -> bytes:
         """16 bytes that name the session on the wire and in logs."""
@@ -88,4 +136,10 @@ class SessionContext:
 
 def hash_indices(context: SessionContext, indices: Iterable[int]) -> bytes:
     """Hash a set of indices under the context, 32 bytes; the order in which they come does not matter."""
-    return labels.digest_fields(labels.INDEX_SET, context.binding, *sorted(indices))
+    return _hash_ascending(context.binding, tuple(sorted(indices)))
+
+
+# A site hashes its sets once; a process that serves or simulates a cohort hashes the same ones for every site.
+@lru_cache(maxsize=16)
+def _hash_ascending(binding: bytes, indices: tuple[int, ...]) -> bytes:
+    return labels.digest_fields(labels.INDEX_SET, binding, *indices)

@@ -1,27 +1,30 @@
 """U1 and its keys, as every party of one session must see them, and the checks that make a directory of advertisements.
 
-Whatever follows is bound to the digest of the directory: sites that were shown different keys cannot open each other's
-shares, and their signatures over the survivors do not agree.
+Whatever follows is bound to the digest of the directory, the root of a Merkle tree over all advertisements: sites that
+were shown different keys cannot open each other's shares, and their signatures over the survivors do not agree. With a
+sparse graph a site sees few of the advertisements, and knows by the root that they are part of the same directory.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from fl_core.crypto import labels
 from fl_core.crypto.agreement import check_public_key
-from fl_core.errors import BadKey, NotEnough, RemoteProtocolError
-from fl_core.secagg.context import SessionContext, hash_indices
-from fl_core.secagg.graph import Graph, Topology
-from fl_core.secagg.index_sets import check_ascending
-from fl_core.secagg.messages import KeyAdvertisement
+from fl_core.errors import BadKey, LocalProtocolError, NotEnough, RemoteProtocolError
+from fl_core.secagg.beacon import graph_seed
+from fl_core.secagg.context import HararySpec, SessionContext, hash_indices
+from fl_core.secagg.graph import Graph, complete_graph, harary_graph
+from fl_core.secagg.index_sets import check_ascending, check_equal, check_subset
+from fl_core.secagg.merkle import MerkleTree, hash_leaf, root_of
+from fl_core.secagg.messages import Beacon, DirectoryExcerpt, KeyAdvertisement, KeyDirectory
 
 COMMITMENT_BYTES = 32
 
 
 @dataclass(frozen=True, slots=True)
 class Directory:
-    """The members of U1, their advertisements, who is whose neighbour, and the digest of all of it."""
+    """The members of U1, the advertisements that we know, who is whose neighbour, and the digest of all of it."""
 
     context: SessionContext
     members: tuple[int, ...]
@@ -30,31 +33,92 @@ class Directory:
     digest: bytes
 
     def holders(self, owner: int) -> tuple[int, ...]:
-        """Who holds shares of a member's secrets: its neighbours and itself, by ascending index."""
-        return tuple(sorted((*self.graph.neighbours(owner), owner)))
+        """Who holds shares of a member's secrets, by ascending index."""
+        return tuple(self.graph.holders(owner))
 
 
-def make_directory(
-    context: SessionContext, advertisements: Sequence[KeyAdvertisement], topology: Topology
-) -> Directory:
-    """Build the directory of advertisements whose signatures were checked.
+@dataclass(frozen=True, slots=True)
+class FrozenKeys:
+    """U1 with everybody's keys, before a sparse graph is known: what the key server has to tell apart and to prove."""
+
+    context: SessionContext
+    advertisements: tuple[KeyAdvertisement, ...]
+    """Of every member, by ascending index."""
+    _tree: MerkleTree = field(repr=False)
+
+    @property
+    def members(self) -> tuple[int, ...]:
+        """U1, by ascending index."""
+        return tuple(advertisement.index for advertisement in self.advertisements)
+
+    @property
+    def digest(self) -> bytes:
+        """32 bytes that stand for U1 and its keys."""
+        return directory_digest(self.context, self.members, self._tree.root)
+
+    def directory(self, beacon: Beacon | None) -> Directory:
+        """The directory, with the graph that follows from the beacon; None when the graph is complete.
+
+        Raises:
+            RemoteProtocolError: the beacon is not the one of the plan.
+            BadSignature: the coordinator did not sign this directory.
+            LocalProtocolError: there is a beacon and the graph is complete, or the other way round.
+        """
+        graph = _graph(self.context, self.members, self.digest, beacon)
+        by_index = {advertisement.index: advertisement for advertisement in self.advertisements}
+        return Directory(self.context, self.members, MappingProxyType(by_index), graph, self.digest)
+
+    def excerpt(self, directory: Directory, index: int, beacon: Beacon) -> KeyDirectory:
+        """What the member `index` is shown of a directory with a sparse graph."""
+        places = {member: place for place, member in enumerate(directory.members)}
+        shown = _shown(directory.graph, index)
+        proof = self._tree.prove([places[member] for member in shown])
+        advertisements = tuple(directory.advertisements[member] for member in shown)
+        return KeyDirectory(advertisements, DirectoryExcerpt(directory.members, proof, beacon))
+
+
+def freeze_keys(context: SessionContext, advertisements: Sequence[KeyAdvertisement]) -> FrozenKeys:
+    """Close U1 over everybody's advertisements, whose signatures were checked.
 
     Raises:
         RemoteProtocolError: an index is out of range, out of order or stands twice.
         BadKey: a key or commitment may not be used, or a key stands twice.
-        NotEnough: there are fewer members than survivors are needed, or a member has too few neighbours.
+        NotEnough: there are fewer members than survivors are needed.
     """
-    members = tuple(advertisement.index for advertisement in advertisements)
-    check_ascending(members, "the advertisements")
-    owners: dict[bytes, int] = {}
-    for advertisement in advertisements:
-        check_advertisement(context, advertisement)
-        claim_keys(owners, advertisement)
-    check_enough(len(members), context.min_survivors, "sites advertised keys")
-    graph = topology(members)
-    by_index = {advertisement.index: advertisement for advertisement in advertisements}
-    digest = _digest(context, advertisements)
-    return Directory(context, members, MappingProxyType(by_index), graph, digest)
+    _check_all(context, advertisements)
+    check_enough(len(advertisements), context.min_survivors, "sites advertised keys")
+    return FrozenKeys(context, tuple(advertisements), MerkleTree([_leaf(context, one) for one in advertisements]))
+
+
+def read_directory(context: SessionContext, index: int, incoming: KeyDirectory) -> Directory:
+    """Check what the key server shows of the directory, but for the signatures of the advertisements.
+
+    Args:
+        context: the session.
+        index: the member to whom it is shown.
+        incoming: everybody's keys, or with a sparse graph the excerpt for this member.
+
+    Raises:
+        RemoteProtocolError: an index is out of range, out of order or stands twice, the excerpt is not the one of
+            this member, or the beacon is not the one of the plan.
+        BadKey: a key or commitment may not be used, or a key stands twice.
+        BadSignature: the coordinator did not sign this directory.
+        NotEnough: there are fewer members than survivors are needed.
+    """
+    excerpt = incoming.excerpt
+    if (excerpt is None) != (context.harary is None):
+        raise RemoteProtocolError(
+            "the directory is not of the graph of the plan",
+            expected="everybody's keys" if context.harary is None else "an excerpt with a beacon",
+        )
+    if excerpt is None:
+        return freeze_keys(context, incoming.advertisements).directory(None)
+    return _read_excerpt(context, index, incoming.advertisements, excerpt)
+
+
+def directory_digest(context: SessionContext, members: Sequence[int], root: bytes) -> bytes:
+    """The digest of a directory, 32 bytes: of the session, U1 and the root over its advertisements."""
+    return labels.digest_fields(labels.DIRECTORY, context.binding, hash_indices(context, members), root)
 
 
 def check_advertisement(context: SessionContext, advertisement: KeyAdvertisement) -> None:
@@ -136,17 +200,56 @@ def seed_commitment(context: SessionContext, index: int, self_seed: bytes) -> by
 
 
 def survivors_statement(directory: Directory, participants: Sequence[int], survivors: Sequence[int]) -> bytes:
-    """What a site signs in round 3: the session, the directory, U2 and the U3 that it was told."""
+    """What a site signs in round 3: the session, the directory, U2 and the U3 that it was told.
+
+    With a sparse graph a site knows U2 among its neighbours only, and signs none.
+    """
     context = directory.context
+    known = () if context.harary else (hash_indices(context, participants),)
     return labels.encode_fields(
-        labels.SURVIVORS,
-        context.binding,
-        directory.digest,
-        hash_indices(context, participants),
-        hash_indices(context, survivors),
+        labels.SURVIVORS, context.binding, directory.digest, *known, hash_indices(context, survivors)
     )
 
 
-def _digest(context: SessionContext, advertisements: Iterable[KeyAdvertisement]) -> bytes:
-    statements = (advertisement_statement(context, advertisement) for advertisement in advertisements)
-    return labels.digest_fields(labels.DIRECTORY, context.binding, *statements)
+def _read_excerpt(
+    context: SessionContext, index: int, advertisements: Sequence[KeyAdvertisement], excerpt: DirectoryExcerpt
+) -> Directory:
+    members = excerpt.members
+    check_subset(members, range(context.size), "the members of U1", "the roster")
+    check_enough(len(members), context.min_survivors, "sites advertised keys")
+    check_subset([index], members, "the excerpt's reader and its members", "U1")
+    _check_all(context, advertisements)
+    by_index = {advertisement.index: advertisement for advertisement in advertisements}
+    check_subset(tuple(by_index), members, "the advertisements", "U1")
+    places = {member: place for place, member in enumerate(members)}
+    known = {places[one.index]: _leaf(context, one) for one in advertisements}
+    digest = directory_digest(context, members, root_of(len(members), known, excerpt.proof))
+    graph = _graph(context, members, digest, excerpt.beacon)
+    check_equal(tuple(by_index), _shown(graph, index), "the advertisements")
+    return Directory(context, members, MappingProxyType(by_index), graph, digest)
+
+
+def _graph(context: SessionContext, members: Sequence[int], digest: bytes, beacon: Beacon | None) -> Graph:
+    match context.harary, beacon:
+        case None, None:
+            return complete_graph(members)
+        case HararySpec() as spec, Beacon():
+            return harary_graph(members, spec.degree, graph_seed(context, digest, beacon))
+        case _:
+            raise LocalProtocolError("a beacon belongs to a sparse graph and to no other")
+
+
+def _shown(graph: Graph, index: int) -> list[int]:
+    return sorted({index, *graph.neighbours(index), *graph.witnesses})
+
+
+def _check_all(context: SessionContext, advertisements: Sequence[KeyAdvertisement]) -> None:
+    check_ascending([advertisement.index for advertisement in advertisements], "the advertisements")
+    owners: dict[bytes, int] = {}
+    for advertisement in advertisements:
+        check_advertisement(context, advertisement)
+        claim_keys(owners, advertisement)
+
+
+def _leaf(context: SessionContext, advertisement: KeyAdvertisement) -> bytes:
+    return hash_leaf(advertisement_statement(context, advertisement))

@@ -6,19 +6,19 @@ accepted again, so that a broken stream may be opened once more.
 Source: Bonawitz et al. 2017, figure 4, server side.
 """
 
-from fl_core.errors import RemoteProtocolError, SessionFrozen
+from fl_core.errors import LocalProtocolError, RemoteProtocolError, SessionFrozen
 from fl_core.secagg.context import RosterVerifier, SessionContext
 from fl_core.secagg.directory import (
     Directory,
+    FrozenKeys,
     advertisement_statement,
     check_advertisement,
     check_enough,
     claim_keys,
-    make_directory,
+    freeze_keys,
 )
-from fl_core.secagg.graph import Topology, complete_graph
 from fl_core.secagg.index_sets import check_equal
-from fl_core.secagg.messages import KeyAdvertisement, KeyDirectory, RelayedShares, SealedShare, SealedShares
+from fl_core.secagg.messages import Beacon, KeyAdvertisement, KeyDirectory, RelayedShares, SealedShare, SealedShares
 from fl_core.secagg.phase import Turn
 from fl_core.secagg.sealing import check_sealed_length
 from fl_core.secagg.unmasking import SharesRelayed
@@ -30,15 +30,13 @@ class CollectingAdvertisements:
     Args:
         context: the session.
         verifier: who may be at each index of the roster.
-        topology: makes the graph over U1.
     """
 
-    __slots__ = ("_advertisements", "_closed", "_context", "_key_owners", "_topology", "_turn", "_verifier")
+    __slots__ = ("_advertisements", "_closed", "_context", "_key_owners", "_turn", "_verifier")
 
-    def __init__(self, context: SessionContext, verifier: RosterVerifier, topology: Topology = complete_graph) -> None:
+    def __init__(self, context: SessionContext, verifier: RosterVerifier) -> None:
         self._context = context
         self._verifier = verifier
-        self._topology = topology
         self._advertisements: dict[int, KeyAdvertisement] = {}
         self._key_owners: dict[bytes, int] = {}
         self._closed = False
@@ -77,17 +75,82 @@ class CollectingAdvertisements:
         self._advertisements[advertisement.index] = advertisement
 
     def close(self) -> tuple["CollectingSealedShares", KeyDirectory]:
-        """Freeze U1 and publish its directory.
+        """Freeze U1 of a complete graph and publish its directory, the same for all.
 
         Raises:
             NotEnough: fewer sites than must survive; more may still come.
-            LocalProtocolError: it is closed already.
+            LocalProtocolError: it is closed already, or the graph is sparse.
+        """
+        if self._context.harary is not None:
+            raise LocalProtocolError("a sparse graph needs a beacon", expected="freeze, and a beacon for its digest")
+        with self._turn:
+            keys = self._freeze()
+            return CollectingSealedShares(keys.directory(None), self._verifier), KeyDirectory(keys.advertisements)
+
+    def freeze(self) -> "AwaitingBeacon":
+        """Freeze U1 of a sparse graph; the coordinator has to answer its digest with the beacon.
+
+        Raises:
+            NotEnough: fewer sites than must survive; more may still come.
+            LocalProtocolError: it is closed already, or the graph is complete.
+        """
+        if self._context.harary is None:
+            raise LocalProtocolError("a complete graph needs no beacon", expected="close")
+        with self._turn:
+            return AwaitingBeacon(self._freeze(), self._verifier)
+
+    def _freeze(self) -> FrozenKeys:
+        keys = freeze_keys(self._context, [self._advertisements[index] for index in sorted(self._advertisements)])
+        self._closed = True
+        return keys
+
+
+class AwaitingBeacon:
+    """Between round 0 and round 1 of a sparse graph: U1 is frozen, the graph is not known to anybody."""
+
+    __slots__ = ("_keys", "_turn", "_verifier")
+
+    def __init__(self, keys: FrozenKeys, verifier: RosterVerifier) -> None:
+        self._keys = keys
+        self._verifier = verifier
+        self._turn = Turn()
+
+    @property
+    def members(self) -> tuple[int, ...]:
+        """U1, by ascending index."""
+        return self._keys.members
+
+    @property
+    def digest(self) -> bytes:
+        """32 bytes that stand for U1 and its keys; the coordinator reveals the beacon for them, once."""
+        return self._keys.digest
+
+    def step(self, beacon: Beacon) -> tuple["CollectingSealedShares", "Excerpts"]:
+        """Make the graph; returns what to show to each site.
+
+        Raises:
+            RemoteProtocolError: the beacon is not the one of the plan.
+            BadSignature: the coordinator signed another directory.
+            LocalProtocolError: the phase has moved already.
         """
         with self._turn:
-            advertisements = tuple(self._advertisements[index] for index in sorted(self._advertisements))
-            directory = make_directory(self._context, advertisements, self._topology)
-            self._closed = True
-            return CollectingSealedShares(directory, self._verifier), KeyDirectory(advertisements)
+            directory = self._keys.directory(beacon)
+            return CollectingSealedShares(directory, self._verifier), Excerpts(self._keys, directory, beacon)
+
+
+class Excerpts:
+    """What each site is shown of a directory with a sparse graph, made when it is asked for."""
+
+    __slots__ = ("_beacon", "_directory", "_keys")
+
+    def __init__(self, keys: FrozenKeys, directory: Directory, beacon: Beacon) -> None:
+        self._keys = keys
+        self._directory = directory
+        self._beacon = beacon
+
+    def __getitem__(self, index: int) -> KeyDirectory:
+        """The excerpt of a member of U1."""
+        return self._keys.excerpt(self._directory, index, self._beacon)
 
 
 class CollectingSealedShares:

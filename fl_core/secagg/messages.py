@@ -25,10 +25,37 @@ class KeyAdvertisement:
 
 
 @dataclass(frozen=True, slots=True)
+class Beacon:
+    """Round 0 of a sparse graph, coordinator to key server to U1: what the coordinator committed to in the plan, and
+    its signature over the one directory for which it was revealed.
+    """
+
+    value: bytes
+    verify_key: bytes
+    signature: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class DirectoryExcerpt:
+    """What a site needs beside some of the advertisements to know the whole directory by its digest, and the graph."""
+
+    members: tuple[int, ...]
+    """U1, by ascending index."""
+    proof: tuple[bytes, ...]
+    """Hashes of the advertisements that are left out, as of `fl_core.secagg.merkle`."""
+    beacon: Beacon
+
+
+@dataclass(frozen=True, slots=True)
 class KeyDirectory:
-    """Round 0, key server to U1: everybody's advertisement, by ascending index."""
+    """Round 0, key server to U1: advertisements by ascending index.
+
+    With a complete graph everybody's, and no excerpt. With a sparse one those of the site itself, its neighbours and
+    the witnesses.
+    """
 
     advertisements: tuple[KeyAdvertisement, ...]
+    excerpt: DirectoryExcerpt | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +69,14 @@ class SealedShare:
 
 @dataclass(frozen=True, slots=True)
 class SealedShares:
-    """Round 1, site to key server: one for every other member of U1."""
+    """Round 1, site to key server: one for every neighbour."""
 
     shares: tuple[SealedShare, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class RelayedShares:
-    """Round 1, key server to one site: what every other member of U2 sealed for it."""
+    """Round 1, key server to one site: what each neighbour in U2 sealed for it."""
 
     shares: tuple[SealedShare, ...]
 
@@ -79,7 +106,7 @@ class SurvivorSignature:
 
 @dataclass(frozen=True, slots=True)
 class ConsistencyProof:
-    """Round 3, key server to U4: the signatures of U4, by ascending index."""
+    """Round 3, key server to U4: the signatures of the witnesses in U4, by ascending index."""
 
     signatures: tuple[SurvivorSignature, ...]
 
@@ -94,7 +121,7 @@ class RevealedShare:
 
 @dataclass(frozen=True, slots=True)
 class RevealedShares:
-    """Round 4, site to key server: for each peer of U2 exactly one kind of share."""
+    """Round 4, site to key server: for each neighbour in U2 exactly one kind of share."""
 
     index: int
     self_seed_shares: tuple[RevealedShare, ...]

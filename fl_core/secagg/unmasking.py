@@ -39,22 +39,26 @@ class Unmasking:
     verifier: RosterVerifier = field(repr=False)
     participants: tuple[int, ...]
     survivors: tuple[int, ...]
+    survived: frozenset[int] = field(init=False, repr=False)
+    """U3."""
+    dropped: tuple[int, ...] = field(init=False)
+    """U2 less U3, by ascending index."""
+    _gone: frozenset[int] = field(init=False, repr=False)
 
-    @property
-    def dropped(self) -> tuple[int, ...]:
-        """U2 less U3, by ascending index."""
-        survived = set(self.survivors)
-        return tuple(index for index in self.participants if index not in survived)
+    def __post_init__(self) -> None:
+        survived = frozenset(self.survivors)
+        dropped = tuple(index for index in self.participants if index not in survived)
+        object.__setattr__(self, "survived", survived)
+        object.__setattr__(self, "dropped", dropped)
+        object.__setattr__(self, "_gone", frozenset(dropped))
 
     def survivors_near(self, index: int) -> list[int]:
         """Survivors whose shares this site holds, by ascending index."""
-        survived = set(self.survivors)
-        return [owner for owner in self.directory.holders(index) if owner in survived]
+        return [owner for owner in self.directory.holders(index) if owner in self.survived]
 
     def dropped_near(self, index: int) -> list[int]:
         """Dropped sites whose shares this site holds, by ascending index."""
-        gone = set(self.dropped)
-        return [owner for owner in self.directory.holders(index) if owner in gone]
+        return [owner for owner in self.directory.holders(index) if owner in self._gone]
 
 
 class SharesRelayed:
@@ -123,7 +127,7 @@ class CollectingSignatures:
             BadSignature, IdentityError: the signature is not of this site, or of another U3.
             SessionFrozen: the phase is over.
         """
-        if signature.index not in self._facts.survivors:
+        if signature.index not in self._facts.survived:
             raise RemoteProtocolError("a site outside of U3 signed", expected="a survivor", got=signature.index)
         if self._signatures.get(signature.index) == signature:
             return
@@ -134,28 +138,31 @@ class CollectingSignatures:
         self._signatures.setdefault(signature.index, signature)
 
     def close(self) -> tuple["CollectingReveals", ConsistencyProof]:
-        """Freeze U4 and hand out its signatures.
+        """Freeze U4 and hand out the signatures of the witnesses in it.
 
         Raises:
-            NotEnough: fewer signatures than the threshold; more may still come.
+            NotEnough: fewer signatures of witnesses than the threshold; more may still come.
             LocalProtocolError: it is closed already.
         """
         with self._turn:
             signers = tuple(sorted(self._signatures))
-            check_enough(len(signers), self._facts.directory.context.threshold, "sites signed the survivors")
+            directory = self._facts.directory
+            witnesses = [index for index in directory.graph.witnesses if index in self._signatures]
+            check_enough(len(witnesses), directory.context.threshold, "sites signed the survivors")
             self._closed = True
-            proof = ConsistencyProof(tuple(self._signatures[index] for index in signers))
+            proof = ConsistencyProof(tuple(self._signatures[index] for index in witnesses))
             return CollectingReveals(self._facts, signers), proof
 
 
 class CollectingReveals:
     """Round 4: collects the shares of U4."""
 
-    __slots__ = ("_closed", "_facts", "_messages", "_rows", "_signers", "_turn")
+    __slots__ = ("_asked", "_closed", "_facts", "_messages", "_rows", "_signers", "_turn")
 
     def __init__(self, facts: Unmasking, signers: tuple[int, ...]) -> None:
         self._facts = facts
         self._signers = signers
+        self._asked = frozenset(signers)
         self._messages: dict[int, RevealedShares] = {}
         self._rows: dict[int, ShareRows] = {}
         self._closed = False
@@ -181,7 +188,7 @@ class CollectingReveals:
             SessionFrozen: the phase is over.
         """
         index = revealed.index
-        if index not in self._signers:
+        if index not in self._asked:
             raise RemoteProtocolError("a site outside of U4 revealed shares", expected="a signer", got=index)
         known = self._messages.get(index)
         if known == revealed:

@@ -12,9 +12,9 @@ from typing import Protocol, TypeVar
 from fl_core.crypto.signing import CertificateSigner
 from fl_core.errors import NotEnough, PlanError, RemoteProtocolError
 from fl_core.secagg import client
+from fl_core.secagg.beacon import SecretBeacon
 from fl_core.secagg.context import Entropy, SessionContext
 from fl_core.secagg.exchange import CollectingAdvertisements, CollectingSealedShares
-from fl_core.secagg.graph import Topology, complete_graph
 from fl_core.secagg.masked_sum import Aggregate, AwaitingMask, CollectingMaskedInputs
 from fl_core.secagg.messages import (
     KeyAdvertisement,
@@ -48,6 +48,7 @@ class SessionResult:
         failure: why it was aborted; None when it was not.
         dropouts: sites that did not finish, and the first of their messages that was missed.
         refused: messages that a server refused: sender, step and reason.
+        stopped: sites that went no further because too few others did: site, step and reason.
         seconds: virtual seconds from the first message to the end.
     """
 
@@ -55,6 +56,7 @@ class SessionResult:
     failure: NotEnough | None
     dropouts: Mapping[int, Step]
     refused: Sequence[tuple[int, Step, RemoteProtocolError]] = field(repr=False)
+    stopped: Sequence[tuple[int, Step, NotEnough]] = field(repr=False)
     seconds: float
 
     @property
@@ -85,7 +87,7 @@ def simulate_session(
     *,
     schedule: DropoutSchedule = NO_FAULTS,
     signers: Sequence[CertificateSigner] | None = None,
-    topology: Topology = complete_graph,
+    beacon: SecretBeacon | None = None,
     tap: Tap | None = None,
 ) -> SessionResult:
     """Run one session of every site in the roster.
@@ -96,11 +98,11 @@ def simulate_session(
         entropy: source of all secrets; a seeded one makes the session repeatable but for its ECDSA signatures.
         schedule: who vanishes, who is late.
         signers: identities of the sites; made from the entropy when there are none.
-        topology: makes the graph over U1.
+        beacon: what the coordinator of a session with a sparse graph keeps.
         tap: sees every message of a site that arrives.
 
     Raises:
-        PlanError: there is not one vector and one identity for each site.
+        PlanError: there is not one vector and one identity for each site, or no beacon for a sparse graph.
     """
     signers = simulated_signers(context.size, entropy) if signers is None else signers
     if not len(vectors) == len(signers) == context.size:
@@ -109,7 +111,9 @@ def simulate_session(
             expected=context.size,
             got=f"{len(vectors)} vectors and {len(signers)} identities",
         )
-    return _Session(context, vectors, entropy, schedule, signers, topology, tap).run()
+    if (beacon is None) != (context.harary is None):
+        raise PlanError("a beacon belongs to a sparse graph and to no other")
+    return _Session(context, vectors, entropy, schedule, signers, beacon, tap).run()
 
 
 class _Session:
@@ -122,7 +126,7 @@ class _Session:
         entropy: Entropy,
         schedule: DropoutSchedule,
         signers: Sequence[CertificateSigner],
-        topology: Topology,
+        beacon: SecretBeacon | None,
         tap: Tap | None,
     ) -> None:
         self._context = context
@@ -130,7 +134,7 @@ class _Session:
         self._entropy = entropy
         self._signers = signers
         self._verifier = verifier_of(signers)
-        self._topology = topology
+        self._beacon = beacon
         self._clock = VirtualClock()
         self._network = Network(self._clock, schedule, LATENCY_S, tap)
         self._dropouts: dict[int, Step] = {}
@@ -143,40 +147,48 @@ class _Session:
             failure = error
         ended_s = self._clock.now_s
         self._clock.drain()
-        return SessionResult(aggregate, failure, dict(self._dropouts), self._network.refused, ended_s)
+        return SessionResult(
+            aggregate, failure, dict(self._dropouts), self._network.refused, self._network.stopped, ended_s
+        )
 
     def _aggregate(self) -> Aggregate:
-        sites, exchange, directory = self._advertise()
-        holders, relay, relayed = self._share(sites, exchange, directory)
+        sites, exchange, directory_of = self._advertise()
+        holders, relay, relayed = self._share(sites, exchange, directory_of)
         uploaded, aggregation = self._upload(holders, relay, relayed)
         seeds = self._unmask(uploaded, aggregation, relay)
         return aggregation.step(seeds.combined_mask())
 
-    def _advertise(self) -> tuple[dict[int, client.CollectingDirectory], CollectingSealedShares, KeyDirectory]:
-        server = CollectingAdvertisements(self._context, self._verifier, self._topology)
+    def _advertise(
+        self,
+    ) -> tuple[dict[int, client.CollectingDirectory], CollectingSealedShares, Callable[[int], KeyDirectory]]:
+        server = CollectingAdvertisements(self._context, self._verifier)
         sites: dict[int, client.CollectingDirectory] = {}
 
         def make(index: int) -> KeyAdvertisement:
             sites[index], message = client.advertise(
-                self._context, index, self._signers[index], self._verifier, self._entropy, self._topology
+                self._context, index, self._signers[index], self._verifier, self._entropy
             )
             return message
 
         everybody = range(self._context.size)
         self._exchange(Step.ADVERTISE, everybody, make, lambda _, message: server.receive(message), server)
-        exchange, directory = server.close()
-        return sites, exchange, directory
+        if self._beacon is None:
+            exchange, directory = server.close()
+            return sites, exchange, lambda _: directory
+        frozen = server.freeze()
+        exchange, excerpts = frozen.step(self._beacon.reveal(self._context.binding, frozen.digest))
+        return sites, exchange, excerpts.__getitem__
 
     def _share(
         self,
-        sites: Mapping[int, client.CollectingDirectory],
+        sites: dict[int, client.CollectingDirectory],
         server: CollectingSealedShares,
-        directory: KeyDirectory,
+        directory_of: Callable[[int], KeyDirectory],
     ) -> tuple[dict[int, client.CollectingShares], SharesRelayed, dict[int, RelayedShares]]:
         following: dict[int, client.CollectingShares] = {}
 
         def make(index: int) -> SealedShares:
-            following[index], message = sites[index].step(directory)
+            following[index], message = sites.pop(index).step(directory_of(index))
             return message
 
         self._exchange(Step.SHARE, server.members, make, server.receive, server)
@@ -185,15 +197,16 @@ class _Session:
 
     def _upload(
         self,
-        sites: Mapping[int, client.CollectingShares],
+        sites: dict[int, client.CollectingShares],
         relay: SharesRelayed,
-        relayed: Mapping[int, RelayedShares],
+        relayed: dict[int, RelayedShares],
     ) -> tuple[dict[int, client.AwaitingSurvivors], AwaitingMask]:
         server = CollectingMaskedInputs(self._context)
         following: dict[int, client.AwaitingSurvivors] = {}
 
         def make(index: int) -> MaskedInput:
-            following[index], message = sites[index].step(relayed[index]).step(self._vectors[index])
+            # What a site has used is let go: in a sparse cohort of thousands there is a million of shares.
+            following[index], message = sites.pop(index).step(relayed.pop(index)).step(self._vectors[index])
             return message
 
         self._exchange(Step.UPLOAD, relay.participants, make, lambda _, message: server.add(message), server)
@@ -201,14 +214,14 @@ class _Session:
         return following, aggregation
 
     def _unmask(
-        self, sites: Mapping[int, client.AwaitingSurvivors], aggregation: AwaitingMask, relay: SharesRelayed
+        self, sites: dict[int, client.AwaitingSurvivors], aggregation: AwaitingMask, relay: SharesRelayed
     ) -> RebuiltSeeds:
         survivor_set = SurvivorSet(aggregation.survivors)
         signatures = relay.freeze(survivor_set)
         following: dict[int, client.AwaitingProof] = {}
 
         def sign(index: int) -> SurvivorSignature:
-            following[index], message = sites[index].step(survivor_set)
+            following[index], message = sites.pop(index).step(survivor_set)
             return message
 
         self._exchange(
@@ -217,7 +230,7 @@ class _Session:
         reveals, proof = signatures.close()
 
         def reveal(index: int) -> RevealedShares:
-            _, message = following[index].step(proof)
+            _, message = following.pop(index).step(proof)
             return message
 
         self._exchange(Step.REVEAL, reveals.signers, reveal, lambda _, message: reveals.receive(message), reveals)

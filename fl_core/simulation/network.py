@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from fl_core.errors import RemoteProtocolError
+from fl_core.errors import NotEnough, RemoteProtocolError
 from fl_core.secagg.messages import KeyAdvertisement, MaskedInput, RevealedShares, SealedShares, SurvivorSignature
 from fl_core.simulation.clock import VirtualClock
 from fl_core.simulation.faults import DropoutSchedule, Step
@@ -37,7 +37,7 @@ class Network:
         tap: sees every envelope that arrives.
     """
 
-    __slots__ = ("_clock", "_latency_s", "_refused", "_schedule", "_tap")
+    __slots__ = ("_clock", "_latency_s", "_refused", "_schedule", "_stopped", "_tap")
 
     def __init__(
         self, clock: VirtualClock, schedule: DropoutSchedule, latency_s: float, tap: Tap | None = None
@@ -47,6 +47,12 @@ class Network:
         self._latency_s = latency_s
         self._tap = tap
         self._refused: list[tuple[int, Step, RemoteProtocolError]] = []
+        self._stopped: list[tuple[int, Step, NotEnough]] = []
+
+    @property
+    def stopped(self) -> tuple[tuple[int, Step, NotEnough], ...]:
+        """Sites that went no further because too few others did: site, step and reason."""
+        return tuple(self._stopped)
 
     @property
     def refused(self) -> tuple[tuple[int, Step, RemoteProtocolError], ...]:
@@ -65,9 +71,14 @@ class Network:
         if not self._schedule.sends(sender, step):
             return
         delay_s = self._latency_s + self._schedule.delay_of(sender, step)
-        self._clock.after(delay_s, lambda: self._deliver(sender, step, make(), receive))
+        self._clock.after(delay_s, lambda: self._deliver(sender, step, make, receive))
 
-    def _deliver(self, sender: int, step: Step, message: M, receive: Callable[[M], None]) -> None:
+    def _deliver(self, sender: int, step: Step, make: Callable[[], M], receive: Callable[[M], None]) -> None:
+        try:
+            message = make()
+        except NotEnough as error:
+            self._stopped.append((sender, step, error))
+            return
         if self._tap is not None:
             self._tap(Envelope(sender, step, message, self._clock.now_s))
         try:

@@ -13,8 +13,9 @@ import numpy as np
 from fl_core.crypto.mask_prg import lane_dtype
 from fl_core.crypto.signing import CertificateSigner
 from fl_core.secagg import client
-from fl_core.secagg.context import Entropy, SessionContext
-from fl_core.secagg.exchange import CollectingAdvertisements, CollectingSealedShares
+from fl_core.secagg.beacon import SecretBeacon, make_beacon
+from fl_core.secagg.context import Entropy, HararySpec, SessionContext
+from fl_core.secagg.exchange import CollectingAdvertisements, CollectingSealedShares, Excerpts
 from fl_core.secagg.masked_sum import AwaitingMask, CollectingMaskedInputs
 from fl_core.secagg.messages import (
     ConsistencyProof,
@@ -31,6 +32,14 @@ from fl_core.simulation.identity import FingerprintVerifier, simulated_signers, 
 
 
 @dataclass(frozen=True, slots=True)
+class Sparse:
+    """The numbers of a sparse graph, as `HararySpec` has them. A test chooses smaller ones than are safe."""
+
+    degree: int
+    audit_need: int
+
+
+@dataclass(frozen=True, slots=True)
 class Cohort:
     """A session's context, the identities of its sites and their vectors."""
 
@@ -39,6 +48,8 @@ class Cohort:
     verifier: FingerprintVerifier = field(repr=False)
     entropy: Entropy = field(repr=False)
     vectors: Sequence[RingVector] = field(repr=False)
+    beacon: SecretBeacon | None = field(default=None, repr=False)
+    """What the coordinator of a cohort with a sparse graph keeps."""
 
     def sum_of(self, indices: Collection[int]) -> RingVector:
         """The sum of these sites' vectors in the ring: what an honest session must give."""
@@ -57,6 +68,13 @@ class Advertised:
     sites: dict[int, client.CollectingDirectory]
     server: CollectingSealedShares
     directory: KeyDirectory
+    """What everybody is shown; with a sparse graph what the first site is shown."""
+    excerpts: Excerpts | None = None
+    """What each site is shown of a sparse graph."""
+
+    def directory_of(self, index: int) -> KeyDirectory:
+        """What this site is shown."""
+        return self.directory if self.excerpts is None else self.excerpts[index]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,17 +119,22 @@ def make_cohort(
     min_survivors: int | None = None,
     ring_bits: int = 32,
     length: int = 6,
+    sparse: Sparse | None = None,
 ) -> Cohort:
     """A cohort with vectors drawn from the whole ring. The same seed gives the same identities in every attempt."""
     signers = _signers(size, seed)
     needed = default_threshold(size) if threshold is None else threshold
     binding = seed.to_bytes(16, "big") + attempt.to_bytes(16, "big")
     smallest = needed if min_survivors is None else min_survivors
-    context = SessionContext(binding, size, needed, smallest, ring_bits, length)
     fresh = seeded_entropy(seed * 1_000 + attempt)
+    beacon, spec = None, None
+    if sparse is not None:
+        beacon = make_beacon(fresh)
+        spec = HararySpec(sparse.degree, beacon.commitment, sparse.audit_need)
+    context = SessionContext(binding, size, needed, smallest, ring_bits, length, spec)
     lane, ring = lane_dtype(ring_bits), (1 << ring_bits) - 1
     drawn = np.frombuffer(fresh(8 * size * length), "<u8").reshape(size, length) & np.uint64(ring)
-    return Cohort(context, signers, verifier_of(signers), fresh, [row.astype(lane) for row in drawn])
+    return Cohort(context, signers, verifier_of(signers), fresh, [row.astype(lane) for row in drawn], beacon)
 
 
 @lru_cache(maxsize=64)
@@ -128,14 +151,19 @@ def advertise(cohort: Cohort, indices: Collection[int] | None = None) -> Adverti
         signer = cohort.signers[index]
         sites[index], message = client.advertise(cohort.context, index, signer, cohort.verifier, cohort.entropy)
         server.receive(message)
-    return Advertised(cohort, sites, *server.close())
+    if cohort.beacon is None:
+        return Advertised(cohort, sites, *server.close())
+    frozen = server.freeze()
+    beacon = cohort.beacon.reveal(cohort.context.binding, frozen.digest)
+    sharing, excerpts = frozen.step(beacon)
+    return Advertised(cohort, sites, sharing, excerpts[next(iter(sites))], excerpts)
 
 
 def share(before: Advertised, indices: Collection[int] | None = None) -> Shared:
     """Round 1 of these sites, of all members of U1 when none are given."""
     sites = {}
     for index in before.sites if indices is None else indices:
-        sites[index], message = before.sites[index].step(before.directory)
+        sites[index], message = before.sites[index].step(before.directory_of(index))
         before.server.receive(index, message)
     return Shared(before.cohort, sites, *before.server.close())
 

@@ -58,6 +58,22 @@ def set_hash(binding: bytes, indices: Sequence[int]) -> bytes:
     return hashed("tacit/set/v1", binding, *indices)
 
 
+def tree_root(leaves: Sequence[bytes]) -> bytes:
+    """RFC 6962 with our labels: the left part is as large as a power of two can be."""
+    if len(leaves) == 1:
+        return leaves[0]
+    left = 1
+    while 2 * left < len(leaves):
+        left *= 2
+    return hashed("tacit/directory-node/v1", tree_root(leaves[:left]), tree_root(leaves[left:]))
+
+
+def directory_digest(binding: bytes, everybody: Sequence[KeyAdvertisement]) -> bytes:
+    leaves = [hashed("tacit/directory-leaf/v1", statement(binding, one)) for one in everybody]
+    members = set_hash(binding, [one.index for one in everybody])
+    return hashed("tacit/directory/v1", binding, members, tree_root(leaves))
+
+
 @pytest.mark.parametrize("ring_bits", [6, 16, 21, 32, 50])
 def test_a_site_sends_what_the_description_says(ring_bits: int) -> None:
     cohort = stages.make_cohort(5, ring_bits=ring_bits, length=33)
@@ -70,7 +86,7 @@ def test_a_site_sends_what_the_description_says(ring_bits: int) -> None:
         verify_signature(one.certificate_der, statement(binding, one), one.signature)
     own = everybody[us]
     assert own.self_seed_commitment == hashed("tacit/seed-commitment/v1", binding, us, site.secrets.self_seed)
-    directory = hashed("tacit/directory/v1", binding, *(statement(binding, one) for one in everybody))
+    directory = directory_digest(binding, everybody)
 
     info = joined("tacit/self-mask/v1", directory, us, 33, ring_bits)
     expected = [int(level) for level in cohort.vectors[us]]
@@ -91,7 +107,7 @@ def test_a_peer_opens_and_signs_what_the_description_says() -> None:
     advertised = stages.advertise(cohort)
     secret_key = advertised.sites[us].cipher_keys.secret_key
     everybody = advertised.directory.advertisements
-    directory = hashed("tacit/directory/v1", binding, *(statement(binding, one) for one in everybody))
+    directory = directory_digest(binding, everybody)
     shared = stages.share(advertised)
     (sealed,) = (share for share in shared.relayed[us].shares if share.sender == sender)
     info = joined("tacit/share-key/v1", directory, sender, us)
