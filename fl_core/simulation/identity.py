@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import lru_cache
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -41,7 +42,13 @@ class FingerprintVerifier:
             raise IdentityError("nobody is at this index", expected=f"0 to {len(self.fingerprints) - 1}", got=index)
         if hashlib.sha256(certificate_der).digest() != self.fingerprints[index]:
             raise IdentityError("a certificate is not that of the roster", expected=f"the certificate of site {index}")
-        verify_signature(certificate_der, message, signature)
+        _verify_once(certificate_der, message, signature)
+
+
+# In one process every site would check the same signature; a site on a machine of its own checks it once, too.
+@lru_cache(maxsize=65_536)
+def _verify_once(certificate_der: bytes, message: bytes, signature: bytes) -> None:
+    verify_signature(certificate_der, message, signature)
 
 
 def simulated_signers(size: int, entropy: Entropy) -> list[CertificateSigner]:
