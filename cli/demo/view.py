@@ -84,7 +84,8 @@ class DemoView:
         self.screen.print(Text(text, style=style), soft_wrap=True)
 
     def _render(self) -> RenderableType:
-        return Group(self._spinner, *self._site_lines(), round_table(self._reports, self.accuracy))
+        table = [Text(), round_table(self._reports, self.accuracy)] if self._reports else []
+        return Group(self._spinner, *self._site_lines(), *table)
 
     def _site_lines(self) -> list[Text]:
         cells = [self._site_cell(client_id) for client_id in self.client_ids]
