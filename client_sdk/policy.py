@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from fl_core.errors import ConfigError, PolicyRefused
-from fl_core.rounds.plan import Aggregation, RoundPlan, ServiceEndpoint
+from fl_core.rounds.plan import Aggregation, RoundPlan, ServiceEndpoint, SparseGraph
 from fl_core.rounds.planner import check_plan
+from fl_core.secagg.degrees import Profile
 from fl_core.transport.identity import Identity, Role, identity_of, parse_certificate
 
 
@@ -20,6 +21,8 @@ class SitePolicy:
         min_cohort: smallest number of sites in an attempt, >= 1.
         aggregator_id: the only aggregator that may get updates; any of the federation when None.
         keyserver_id: the only key server that may relay shares; any of the federation when None.
+        min_profile: what a sparse graph must hold against at least: equivocation_safe or honest_but_curious.
+        min_corrupt: a sparse graph must hold against at least this fraction of sites that collude with the servers.
 
     Raises:
         ConfigError: a value is of the wrong type or out of range.
@@ -29,6 +32,8 @@ class SitePolicy:
     min_cohort: int = 3
     aggregator_id: str | None = None
     keyserver_id: str | None = None
+    min_profile: Profile = Profile.EQUIVOCATION_SAFE
+    min_corrupt: float = 0.05
 
     def __post_init__(self) -> None:
         if not isinstance(self.require_secure_aggregation, bool):
@@ -41,6 +46,14 @@ class SitePolicy:
             raise ConfigError(
                 "policy.min_cohort is out of range", expected="a whole number >= 1", got=repr(self.min_cohort)
             )
+        if self.min_profile not in tuple(Profile):
+            raise ConfigError("policy.min_profile is unknown", expected=" | ".join(Profile), got=repr(self.min_profile))
+        # A profile comes as text from site.yaml.
+        object.__setattr__(self, "min_profile", Profile(self.min_profile))
+        if isinstance(self.min_corrupt, bool) or not isinstance(self.min_corrupt, int | float):
+            raise ConfigError("policy.min_corrupt is no number", expected="0 <= x < 1", got=repr(self.min_corrupt))
+        if not 0 <= self.min_corrupt < 1:
+            raise ConfigError("policy.min_corrupt is out of range", expected="0 <= x < 1", got=repr(self.min_corrupt))
         for name in ("aggregator_id", "keyserver_id"):
             pin = getattr(self, name)
             if pin is not None and not (isinstance(pin, str) and pin):
@@ -118,12 +131,31 @@ def _check_conditions(plan: RoundPlan, policy: SitePolicy) -> None:
             got=len(plan.roster),
             fix="change cohort.min of the job, or policy.min_cohort in site.yaml",
         )
+    if plan.graph is not None:
+        _check_graph(plan, plan.graph, policy)
     pins = {Role.AGGREGATOR: policy.aggregator_id, Role.KEYSERVER: policy.keyserver_id}
     for role, endpoint in endpoints(plan).items():
         if pins[role] not in (None, endpoint.service_id):
             raise PolicyRefused(
                 f"this site has pinned another {role.value}", expected=pins[role], got=endpoint.service_id
             )
+
+
+def _check_graph(plan: RoundPlan, graph: SparseGraph, policy: SitePolicy) -> None:
+    if graph.profile.strength < policy.min_profile.strength:
+        raise PolicyRefused(
+            "the sparse graph holds against less than this site demands",
+            expected=policy.min_profile.value,
+            got=graph.profile.value,
+            fix="change profile of the job, or policy.min_profile in site.yaml",
+        )
+    if plan.max_corrupt < policy.min_corrupt:
+        raise PolicyRefused(
+            "the sparse graph assumes fewer corrupt sites than this site does",
+            expected=f"max_corrupt >= {policy.min_corrupt}",
+            got=plan.max_corrupt,
+            fix="change max_corrupt of the job, or policy.min_corrupt in site.yaml",
+        )
 
 
 def _check_endpoint(role: Role, endpoint: ServiceEndpoint, shown: Identity) -> None:

@@ -23,6 +23,7 @@ from fl_core.rounds.plan import (
     check_training,
 )
 from fl_core.secagg.context import SMALLEST_COHORT
+from fl_core.secagg.degrees import Profile
 
 T = TypeVar("T")
 E = TypeVar("E", bound=StrEnum)
@@ -68,10 +69,12 @@ class JobSpec:
         aggregation: secure unless the job says plain.
         codec: how updates become integers.
         cohort: fewest and most sites of an attempt.
-        threshold: t; floor(2n/3) + 1 of the cohort when None.
-        min_survivors: fewest uploads that are summed; the threshold when None.
+        threshold: t of a complete graph; when None floor(2n/3) + 1 of the cohort, or a sparse graph with its own.
+        min_survivors: fewest uploads that are summed; the threshold when None. With a sparse graph never fewer than
+            `max_dropout` leaves.
         max_dropout: fraction of sites that an attempt must survive losing.
         max_corrupt: fraction of sites assumed to collude with the servers.
+        profile: what a sparse graph must hold against, where the cohort is large enough for one.
         max_weight: largest sample count of one site. Close to the truth is best: a site's update is scaled by
             its samples / max_weight before it is rounded.
         chunk_bytes: payload of one chunk of an upload.
@@ -94,6 +97,7 @@ class JobSpec:
     min_survivors: int | None = None
     max_dropout: float = 0.3
     max_corrupt: float = 0.3
+    profile: Profile = Profile.EQUIVOCATION_SAFE
     max_weight: int = 10_000
     chunk_bytes: int = 1 << 18
     max_attempts: int = 3
@@ -288,6 +292,7 @@ _JOB: Mapping[str, Reader] = {
     "min_survivors": _optional(_integer),
     "max_dropout": _number,
     "max_corrupt": _number,
+    "profile": _member(Profile),
     "max_weight": _integer,
     "chunk_bytes": _integer,
     "max_attempts": _integer,

@@ -12,7 +12,9 @@ from fl_core.codec.spec import CodecSpec
 from fl_core.codec.tensors import TensorManifest
 from fl_core.crypto import labels
 from fl_core.errors import PlanError
-from fl_core.secagg.context import SessionContext
+from fl_core.secagg.context import HararySpec, SessionContext
+from fl_core.secagg.degrees import SMALLEST_DEGREE, Profile
+from fl_core.secagg.profiles import check_sparse_graph
 
 ClientId = NewType("ClientId", str)
 JobId = NewType("JobId", str)
@@ -160,6 +162,33 @@ class PhaseSchedule:
 
 
 @dataclass(frozen=True, slots=True)
+class SparseGraph:
+    """Neighbours instead of everybody: who they are follows from a beacon that is revealed once U1 is frozen.
+
+    Args:
+        degree: neighbours of each site, k, even.
+        profile: what the graph holds against.
+        commitment: 32 bytes, to the beacon, see `fl_core.secagg.beacon`.
+
+    Raises:
+        PlanError: the degree cannot be one, or the commitment has not 32 bytes.
+    """
+
+    degree: int
+    profile: Profile
+    commitment: bytes
+
+    def __post_init__(self) -> None:
+        check_digest("the commitment to the graph", self.commitment)
+        if not SMALLEST_DEGREE <= self.degree < MAX_COHORT or self.degree % 2:
+            raise PlanError(
+                "the degree of the graph is out of range",
+                expected=f"even, {SMALLEST_DEGREE} to {MAX_COHORT - 2}",
+                got=self.degree,
+            )
+
+
+@dataclass(frozen=True, slots=True)
 class RoundPlan:
     """One attempt at one round.
 
@@ -183,6 +212,7 @@ class RoundPlan:
         keyserver: where keys are exchanged; None in a plain attempt.
         training: options for the trainer.
         roster: the cohort, by ascending client_id.
+        graph: the sparse graph of a secure attempt; complete when None. The threshold counts neighbours then.
 
     Raises:
         PlanError: a value is out of range or the parts do not fit together.
@@ -207,6 +237,7 @@ class RoundPlan:
     keyserver: ServiceEndpoint | None
     roster: tuple[RosterEntry, ...]
     training: Mapping[str, Scalar] = field(default_factory=lambda: MappingProxyType({}))
+    graph: SparseGraph | None = None
 
     def __post_init__(self) -> None:
         check_text("a job_id", self.job_id)
@@ -221,6 +252,8 @@ class RoundPlan:
             )
         if (self.keyserver is None) != (self.aggregation is Aggregation.PLAIN):
             raise PlanError("a key server belongs to a secure attempt and to no other", got=self.aggregation.value)
+        if self.graph is not None and self.aggregation is Aggregation.PLAIN:
+            raise PlanError("a graph belongs to a secure attempt and to no other", got=self.aggregation.value)
 
     def _check_numbers(self) -> None:
         if not (1 <= self.round_id <= MAX_COUNT and 1 <= self.attempt <= MAX_ATTEMPT):
@@ -267,7 +300,11 @@ class RoundPlan:
     def plan_digest(self) -> bytes:
         """32 bytes that stand for everything but the roster."""
         return labels.digest_fields(
-            labels.PLAN, *self._scalar_fields(), *self._endpoint_fields(), *self._training_fields()
+            labels.PLAN,
+            *self._scalar_fields(),
+            *self._graph_fields(),
+            *self._endpoint_fields(),
+            *self._training_fields(),
         )
 
     @property
@@ -292,7 +329,7 @@ class RoundPlan:
         """The facts that secure aggregation needs.
 
         Raises:
-            PlanError: threshold or cohort cannot hold a secure attempt.
+            PlanError: threshold, graph or cohort cannot hold a secure attempt.
         """
         return SessionContext(
             binding=self.binding,
@@ -301,6 +338,7 @@ class RoundPlan:
             min_survivors=self.min_survivors,
             ring_bits=self.codec.ring_bits,
             length=self.length,
+            harary=None if self.graph is None else self._harary(self.graph),
         )
 
     def index_of(self, client_id: str) -> int:
@@ -337,6 +375,17 @@ class RoundPlan:
             bounds: PhaseBounds = getattr(self.schedule, phase.name)
             scalars += [float(bounds.min_seconds), float(bounds.max_seconds)]
         return scalars
+
+    def _harary(self, graph: SparseGraph) -> HararySpec:
+        need = check_sparse_graph(
+            len(self.roster), graph.degree, self.threshold, self.max_corrupt, self.max_dropout, graph.profile
+        )
+        return HararySpec(graph.degree, graph.commitment, need)
+
+    def _graph_fields(self) -> list[labels.Field]:
+        if self.graph is None:
+            return [False]
+        return [True, self.graph.degree, self.graph.profile.value, self.graph.commitment]
 
     def _endpoint_fields(self) -> list[labels.Field]:
         endpoints = [self.aggregator] if self.keyserver is None else [self.aggregator, self.keyserver]

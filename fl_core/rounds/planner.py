@@ -7,8 +7,15 @@ from fl_core.codec.update_codec import UpdateCodec
 from fl_core.crypto.shamir import SHARE_BYTES
 from fl_core.errors import PlanError
 from fl_core.rounds.job import CodecChoice, JobSpec
-from fl_core.rounds.plan import Aggregation, JobId, RosterEntry, RoundPlan, ServiceEndpoint
-from fl_core.secagg.profiles import check_thresholds, default_threshold, most_dropouts
+from fl_core.rounds.plan import Aggregation, JobId, RosterEntry, RoundPlan, ServiceEndpoint, SparseGraph
+from fl_core.secagg.profiles import (
+    GraphKind,
+    GraphParameters,
+    check_thresholds,
+    choose_graph,
+    default_threshold,
+    most_dropouts,
+)
 from fl_core.secagg.sealing import SEALED_SHARE_BYTES
 
 _CHUNK_FRAME_BYTES = 24
@@ -70,6 +77,7 @@ def build_plan(
     roster: tuple[RosterEntry, ...],
     aggregator: ServiceEndpoint,
     keyserver: ServiceEndpoint | None,
+    graph_commitment: bytes | None = None,
 ) -> RoundPlan:
     """Write the plan of one attempt.
 
@@ -84,6 +92,7 @@ def build_plan(
         roster: the cohort, in any order.
         aggregator: where updates go.
         keyserver: where keys are exchanged; not used by a plain job.
+        graph_commitment: to the coordinator's beacon, for a sparse graph. Without one the graph is complete.
 
     Returns:
         A plan that passed `check_plan`.
@@ -95,7 +104,9 @@ def build_plan(
     if not job.cohort.min <= size <= job.cohort.max:
         raise PlanError("the cohort is out of range", expected=f"{job.cohort.min} to {job.cohort.max} sites", got=size)
     is_secure = job.aggregation is Aggregation.SECAGG
-    threshold = job.threshold or _threshold(job, size)
+    sparse = None if graph_commitment is None else choose_sparse_graph(job, size)
+    threshold = job.threshold or (_threshold(job, size) if sparse is None else sparse.threshold)
+    fewest = threshold if sparse is None else size - most_dropouts(size, job.max_dropout)
     plan = RoundPlan(
         job_id=job_id,
         round_id=round_id,
@@ -106,7 +117,7 @@ def build_plan(
         manifest=manifest,
         codec=choose_codec(job.codec, size, job.max_weight),
         threshold=threshold,
-        min_survivors=threshold if job.min_survivors is None else max(job.min_survivors, threshold),
+        min_survivors=max(job.min_survivors or 0, fewest),
         max_dropout=job.max_dropout,
         max_corrupt=job.max_corrupt,
         max_weight=job.max_weight,
@@ -116,9 +127,30 @@ def build_plan(
         keyserver=keyserver if is_secure else None,
         roster=tuple(sorted(roster, key=lambda entry: entry.client_id)),
         training=job.training,
+        graph=None
+        if sparse is None or graph_commitment is None
+        else SparseGraph(sparse.degree, job.profile, graph_commitment),
     )
     check_plan(plan)
     return plan
+
+
+def choose_sparse_graph(job: JobSpec, size: int) -> GraphParameters | None:
+    """The sparse graph of a cohort, or None when a complete one is right.
+
+    A job that names a threshold means that of a complete graph.
+
+    Args:
+        job: what the operator asked for.
+        size: sites in the roster.
+
+    Raises:
+        PlanError: no graph holds; the message names the number to change.
+    """
+    if job.aggregation is not Aggregation.SECAGG or job.threshold is not None:
+        return None
+    chosen = choose_graph(size, job.max_corrupt, job.max_dropout, job.profile)
+    return chosen if chosen.kind is GraphKind.HARARY else None
 
 
 def check_plan(plan: RoundPlan) -> None:
@@ -127,11 +159,19 @@ def check_plan(plan: RoundPlan) -> None:
     That its numbers are in range and that its sum cannot wrap around was checked when it was built.
 
     Raises:
-        PlanError: threshold, drop-outs, corruption or survivors cannot hold, or two parties share a certificate.
+        PlanError: threshold, graph, drop-outs, corruption or survivors cannot hold, or two parties share a certificate.
     """
     size = len(plan.roster)
     if plan.aggregation is Aggregation.SECAGG:
-        check_thresholds(size, plan.threshold, plan.max_dropout, plan.max_corrupt)
+        if plan.graph is None:
+            check_thresholds(size, plan.threshold, plan.max_dropout, plan.max_corrupt)
+        elif plan.min_survivors < size - most_dropouts(size, plan.max_dropout):
+            raise PlanError(
+                "min_survivors is too low for a sparse graph",
+                expected=f">= {size - most_dropouts(size, plan.max_dropout)}, what max_dropout leaves of {size} sites",
+                got=plan.min_survivors,
+                fix="raise min_survivors or max_dropout",
+            )
         plan.session_context()
     most = size - most_dropouts(size, plan.max_dropout)
     if plan.min_survivors > most:
@@ -181,7 +221,8 @@ def bytes_up_per_site(plan: RoundPlan) -> int:
     upload = payload + (payload // plan.chunk_bytes + 3) * _CHUNK_FRAME_BYTES + _HELLOS_BYTES
     if plan.aggregation is Aggregation.PLAIN:
         return upload
-    shares = len(plan.roster) * (SEALED_SHARE_BYTES + SHARE_BYTES + 2 * _SHARE_FRAME_BYTES)
+    holders = len(plan.roster) if plan.graph is None else plan.graph.degree
+    shares = holders * (SEALED_SHARE_BYTES + SHARE_BYTES + 2 * _SHARE_FRAME_BYTES)
     return upload + _ADVERTISEMENT_BYTES + shares
 
 

@@ -36,6 +36,8 @@ from fl_core.wire.reports import (
 from fl_core.wire.secagg_messages import (
     advertisement_from_proto,
     advertisement_to_proto,
+    beacon_from_proto,
+    beacon_to_proto,
     directory_from_proto,
     directory_to_proto,
     proof_from_proto,
@@ -61,6 +63,8 @@ __all__ = [
     "aggregate_to_proto",
     "aggregation_from_proto",
     "aggregation_to_proto",
+    "beacon_from_proto",
+    "beacon_to_proto",
     "codec_from_proto",
     "codec_to_proto",
     "digest_from_proto",

@@ -7,6 +7,7 @@ from typing import TypeVar
 from fl_core.errors import RemoteProtocolError
 from fl_core.rounds.machine import AbandonReason, DropoutReason, RoundState
 from fl_core.rounds.plan import Aggregation
+from fl_core.secagg.degrees import Profile
 from fl_core.wire.v1 import round_pb2
 
 E = TypeVar("E", bound=StrEnum)
@@ -24,6 +25,20 @@ def aggregation_from_proto(number: int) -> Aggregation:
         RemoteProtocolError: unspecified or unknown.
     """
     return _named(Aggregation, round_pb2.Aggregation.Value, "AGGREGATION_", number)
+
+
+def profile_to_proto(value: Profile) -> round_pb2.GraphProfile.ValueType:
+    """To the wire."""
+    return round_pb2.GraphProfile.Value(f"GRAPH_PROFILE_{value.name}")
+
+
+def profile_from_proto(number: int) -> Profile:
+    """From the wire.
+
+    Raises:
+        RemoteProtocolError: unspecified or unknown.
+    """
+    return _named(Profile, round_pb2.GraphProfile.Value, "GRAPH_PROFILE_", number)
 
 
 def round_state_to_proto(value: RoundState) -> round_pb2.RoundState.ValueType:

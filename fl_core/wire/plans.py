@@ -18,9 +18,15 @@ from fl_core.rounds.plan import (
     RoundPlan,
     Scalar,
     ServiceEndpoint,
+    SparseGraph,
     check_training,
 )
-from fl_core.wire.enums import aggregation_from_proto, aggregation_to_proto
+from fl_core.wire.enums import (
+    aggregation_from_proto,
+    aggregation_to_proto,
+    profile_from_proto,
+    profile_to_proto,
+)
 from fl_core.wire.v1 import round_pb2, tensors_pb2
 
 _DTYPE_NUMBERS = {dtype: tensors_pb2.DType.Value(f"DTYPE_{dtype.upper()}") for dtype in DTYPES}
@@ -108,6 +114,8 @@ def plan_to_proto(plan: RoundPlan) -> round_pb2.RoundPlan:
             for entry in plan.roster
         ],
     )
+    if plan.graph is not None:
+        message.graph.CopyFrom(_graph_to_proto(plan.graph))
     training_to_proto(plan.training, message.training)
     return message
 
@@ -118,7 +126,7 @@ def plan_from_proto(message: round_pb2.RoundPlan) -> RoundPlan:
     Raises:
         PlanError: a value is out of range or the parts do not fit together.
         CodecError: the manifest cannot be one.
-        RemoteProtocolError: an unknown kind of aggregation.
+        RemoteProtocolError: an unknown kind of aggregation or of graph.
     """
     if len(message.roster) > MAX_COHORT:
         raise PlanError("the cohort is out of range", expected=f"1 to {MAX_COHORT} sites", got=len(message.roster))
@@ -142,6 +150,7 @@ def plan_from_proto(message: round_pb2.RoundPlan) -> RoundPlan:
         keyserver=_endpoint_from_proto(message.keyserver) if message.HasField("keyserver") else None,
         roster=tuple(RosterEntry(ClientId(entry.client_id), entry.certificate_sha256) for entry in message.roster),
         training=training_from_proto(message.training),
+        graph=_graph_from_proto(message.graph) if message.HasField("graph") else None,
     )
 
 
@@ -195,6 +204,16 @@ def _schedule_from_proto(message: round_pb2.PhaseSchedule) -> PhaseSchedule:
         signing=bounds(message.signing),
         revealing=bounds(message.revealing),
     )
+
+
+def _graph_to_proto(graph: SparseGraph) -> round_pb2.SparseGraph:
+    return round_pb2.SparseGraph(
+        degree=graph.degree, profile=profile_to_proto(graph.profile), commitment=graph.commitment
+    )
+
+
+def _graph_from_proto(message: round_pb2.SparseGraph) -> SparseGraph:
+    return SparseGraph(message.degree, profile_from_proto(message.profile), message.commitment)
 
 
 def _endpoint_to_proto(endpoint: ServiceEndpoint) -> round_pb2.ServiceEndpoint:

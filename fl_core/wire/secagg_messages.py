@@ -5,10 +5,12 @@ What a message means in its session (who may send it, which signature must verif
 
 from collections.abc import Iterable
 
+from fl_core.crypto import one_time
 from fl_core.crypto.shamir import SHARE_BYTES
 from fl_core.errors import BadKey, BadShares, RemoteProtocolError
 from fl_core.rounds.plan import MAX_COHORT
 from fl_core.secagg import messages
+from fl_core.secagg.beacon import VALUE_BYTES
 from fl_core.secagg.sealing import SEALED_SHARE_BYTES
 from fl_core.wire.checks import check_size, digest_from_proto, index_from_proto, indices_from_proto
 from fl_core.wire.v1 import secagg_pb2
@@ -53,18 +55,43 @@ def advertisement_from_proto(message: secagg_pb2.KeyAdvertisement) -> messages.K
 
 def directory_to_proto(value: messages.KeyDirectory) -> secagg_pb2.KeyDirectory:
     """To the wire."""
-    return secagg_pb2.KeyDirectory(advertisements=[advertisement_to_proto(one) for one in value.advertisements])
+    message = secagg_pb2.KeyDirectory(advertisements=[advertisement_to_proto(one) for one in value.advertisements])
+    if value.excerpt is not None:
+        message.excerpt.members.extend(value.excerpt.members)
+        message.excerpt.proof.extend(value.excerpt.proof)
+        message.excerpt.beacon.CopyFrom(beacon_to_proto(value.excerpt.beacon))
+    return message
 
 
 def directory_from_proto(message: secagg_pb2.KeyDirectory) -> messages.KeyDirectory:
     """From the wire.
 
     Raises:
-        RemoteProtocolError: an advertisement has the wrong form, or the indices are not distinct and ascending.
+        RemoteProtocolError: an advertisement or the excerpt has the wrong form, or the indices are not distinct and
+            ascending.
     """
     check_size("a key directory", message.advertisements, 0, MAX_COHORT)
     indices_from_proto(one.index for one in message.advertisements)
-    return messages.KeyDirectory(tuple(advertisement_from_proto(one) for one in message.advertisements))
+    advertisements = tuple(advertisement_from_proto(one) for one in message.advertisements)
+    excerpt = _excerpt_from_proto(message.excerpt) if message.HasField("excerpt") else None
+    return messages.KeyDirectory(advertisements, excerpt)
+
+
+def beacon_to_proto(value: messages.Beacon) -> secagg_pb2.Beacon:
+    """To the wire."""
+    return secagg_pb2.Beacon(value=value.value, verify_key=value.verify_key, signature=value.signature)
+
+
+def beacon_from_proto(message: secagg_pb2.Beacon) -> messages.Beacon:
+    """From the wire.
+
+    Raises:
+        RemoteProtocolError: a part has the wrong length.
+    """
+    check_size("the value of a beacon", message.value, VALUE_BYTES, VALUE_BYTES)
+    check_size("the key of a beacon", message.verify_key, one_time.KEY_BYTES, one_time.KEY_BYTES)
+    check_size("the signature of a beacon", message.signature, one_time.SIGNATURE_BYTES, one_time.SIGNATURE_BYTES)
+    return messages.Beacon(message.value, message.verify_key, message.signature)
 
 
 def sealed_shares_to_proto(value: messages.SealedShares) -> secagg_pb2.SealedShares:
@@ -172,6 +199,13 @@ def revealed_from_proto(message: secagg_pb2.RevealedShares) -> messages.Revealed
         tuple(_share_from_proto(share) for share in message.self_seed_shares),
         tuple(_share_from_proto(share) for share in message.mask_key_shares),
     )
+
+
+def _excerpt_from_proto(message: secagg_pb2.DirectoryExcerpt) -> messages.DirectoryExcerpt:
+    check_size("the members of a directory", message.members, 1, MAX_COHORT)
+    check_size("the proof of a directory", message.proof, 0, MAX_COHORT)
+    proof = tuple(digest_from_proto("a hash of a proof", node) for node in message.proof)
+    return messages.DirectoryExcerpt(indices_from_proto(message.members), proof, beacon_from_proto(message.beacon))
 
 
 def _sealed_to_proto(value: messages.SealedShare) -> secagg_pb2.SealedShare:

@@ -23,7 +23,9 @@ from fl_core.rounds.machine import (
 )
 from fl_core.rounds.plan import Aggregation, ClientId, RosterEntry, RoundPlan
 from fl_core.rounds.planner import build_plan
-from fl_core.wire.checks import indices_from_proto
+from fl_core.secagg.beacon import make_beacon
+from fl_core.secagg.messages import Beacon
+from fl_core.wire.checks import digest_from_proto, indices_from_proto
 from fl_core.wire.convert import (
     abandon_reason_from_proto,
     abandon_reason_to_proto,
@@ -42,7 +44,7 @@ from services.coordinator.resources import Resources
 
 log = structlog.get_logger(__name__)
 
-EXCHANGE_SLACK_S = 10.0
+EXCHANGE_SLACK_S = 20.0
 """The key server ends its phases by itself; this much later we stop believing that it will."""
 
 LAST_RECORDS_S = 1.0
@@ -80,6 +82,8 @@ class Attempt:
         self._departures: asyncio.Queue[tuple[ClientId, DropoutReason]] = asyncio.Queue()
         self._departed: set[ClientId] = set()
         self._room = ExitStack()
+        self._beacon = make_beacon(os.urandom)
+        self._revealed: tuple[bytes, Beacon] | None = None
         self._accepted: set[int] = set()
         self._refused: set[int] = set()
         self._records_ended = asyncio.Event()
@@ -167,6 +171,7 @@ class Attempt:
             roster=tuple(RosterEntry(name, connected[name].certificate_sha256) for name in cohort),
             aggregator=await self._with.aggregator.endpoint(),
             keyserver=await self._with.keyserver.endpoint() if is_secure else None,
+            graph_commitment=self._beacon.commitment if is_secure else None,
         )
 
     async def _await_sites(self) -> None:
@@ -306,6 +311,8 @@ class Attempt:
             match event.WhichOneof("event"):
                 case "dropout":
                     await self._take_dropouts([event.dropout])
+                case "frozen":
+                    await self._reveal_beacon(plan, digest_from_proto("a digest", event.frozen.directory_digest))
                 case "closed" if not self._exchange.done():
                     self._exchange.set_result(event.closed)
                 case "failed":
@@ -313,6 +320,15 @@ class Attempt:
                     raise AttemptFailed(reason, event.failed.detail)
         if not self._exchange.done():
             raise AttemptFailed(AbandonReason.SERVICE_LOST, "the key server ended the exchange without a result")
+
+    async def _reveal_beacon(self, plan: RoundPlan, digest: bytes) -> None:
+        """Reveal the beacon for one directory. A stream that is followed again may ask for the same one again."""
+        if self._revealed is None:
+            self._revealed = digest, self._beacon.reveal(plan.binding, digest)
+        frozen, beacon = self._revealed
+        if digest != frozen:
+            raise AttemptFailed(AbandonReason.SERVICE_LOST, "the key server froze two directories of one session")
+        await self._with.keyserver.reveal_beacon(plan, beacon)
 
     async def _pass_departures_on(self, plan: RoundPlan) -> None:
         while True:

@@ -8,6 +8,7 @@ import grpc
 
 from fl_core.errors import RemoteProtocolError, TacitError
 from fl_core.rounds.plan import RoundPlan, ServiceEndpoint
+from fl_core.secagg.messages import Beacon
 from fl_core.transport.channel import open_channel
 from fl_core.transport.identity import Role
 from fl_core.transport.peer import call_unary, read_stream
@@ -15,7 +16,7 @@ from fl_core.transport.preflight import check_service
 from fl_core.transport.retry import Backoff, retry
 from fl_core.transport.tls import Credentials
 from fl_core.wire.checks import indices_from_proto
-from fl_core.wire.convert import plan_to_proto
+from fl_core.wire.convert import beacon_to_proto, plan_to_proto
 from fl_core.wire.v1 import aggregator_pb2, aggregator_pb2_grpc, keyserver_pb2, keyserver_pb2_grpc
 
 CALL_TIMEOUT_S = 10.0
@@ -163,6 +164,11 @@ class KeyServerPeer(ServicePeer):
         request = keyserver_pb2.WatchExchangeRequest(session_id=plan.session_id)
         async for event in self.follow("WatchExchange", request):
             yield event
+
+    async def reveal_beacon(self, plan: RoundPlan, beacon: Beacon) -> None:
+        """Answer the key server that has frozen U1 of a sparse graph."""
+        request = keyserver_pb2.RevealBeaconRequest(session_id=plan.session_id, beacon=beacon_to_proto(beacon))
+        await self.call("RevealBeacon", request)
 
     async def mark_lost(self, plan: RoundPlan, indices: Sequence[int]) -> None:
         """Do not wait for these sites any more."""

@@ -11,6 +11,7 @@ class Phase(StrEnum):
     """What a session waits for."""
 
     ADVERTISING = "advertising"
+    FREEZING = "freezing"
     SHARING = "sharing"
     UPLOADING = "uploading"
     SIGNING = "signing"
@@ -26,6 +27,13 @@ class Dropped:
 
     index: int
     reason: DropoutReason
+
+
+@dataclass(frozen=True, slots=True)
+class Frozen:
+    """U1 of a sparse graph is frozen; the coordinator reveals the beacon for this digest."""
+
+    directory_digest: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +54,7 @@ class Failed:
     detail: str
 
 
-ExchangeFact = Dropped | Closed | Failed
+ExchangeFact = Dropped | Frozen | Closed | Failed
 
 
 @dataclass(slots=True)

@@ -15,6 +15,7 @@ from fl_core.transport.tls import LiveCredentials
 from fl_core.wire.convert import (
     abandon_reason_to_proto,
     advertisement_from_proto,
+    beacon_from_proto,
     dropout_reason_to_proto,
     indices_from_proto,
     plan_from_proto,
@@ -27,7 +28,7 @@ from fl_core.wire.convert import (
 )
 from fl_core.wire.v1 import keyserver_pb2, keyserver_pb2_grpc, status_pb2
 from services.keyserver.delivery import MaskDelivery
-from services.keyserver.facts import Closed, Dropped, ExchangeFact, Failed, Unmasked
+from services.keyserver.facts import Closed, Dropped, ExchangeFact, Failed, Frozen, Unmasked
 from services.keyserver.journal import UnmaskJournal
 from services.keyserver.session import ExchangeSession
 from services.keyserver.settings import KeyServerSettings
@@ -45,6 +46,7 @@ ROLES = role_table(
         "RevealShares": {Role.SITE},
         "OpenExchange": {Role.COORDINATOR},
         "WatchExchange": {Role.COORDINATOR},
+        "RevealBeacon": {Role.COORDINATOR},
         "MarkLost": {Role.COORDINATOR},
         "Unmask": {Role.COORDINATOR},
         "AbandonExchange": {Role.COORDINATOR},
@@ -155,6 +157,16 @@ class KeyServerService(keyserver_pb2_grpc.KeyServerServiceServicer):
             async for fact in session.facts.follow():
                 yield _event(fact)
 
+    async def RevealBeacon(  # noqa: N802
+        self, request: keyserver_pb2.RevealBeaconRequest, context: Context
+    ) -> keyserver_pb2.RevealBeaconResponse:
+        """Coordinator: the beacon of a sparse graph, for the directory that `frozen` named."""
+        session = self._sessions.owned(session_id_from_proto(request.session_id), caller(context))
+        _bind(session.plan)
+        await session.reveal_beacon(beacon_from_proto(request.beacon))
+        log.info("graph_made", degree=session.plan.graph and session.plan.graph.degree)
+        return keyserver_pb2.RevealBeaconResponse()
+
     async def MarkLost(  # noqa: N802
         self, request: keyserver_pb2.MarkLostRequest, context: Context
     ) -> keyserver_pb2.MarkLostResponse:
@@ -260,6 +272,9 @@ def _event(fact: ExchangeFact) -> keyserver_pb2.WatchExchangeResponse:
     match fact:
         case Dropped():
             return keyserver_pb2.WatchExchangeResponse(dropout=_dropout(fact))
+        case Frozen():
+            frozen = keyserver_pb2.KeysFrozen(directory_digest=fact.directory_digest)
+            return keyserver_pb2.WatchExchangeResponse(frozen=frozen)
         case Closed():
             closed = keyserver_pb2.ExchangeClosed(
                 advertised=fact.advertised, shared=fact.shared, bytes_up=fact.bytes_up, bytes_down=fact.bytes_down

@@ -4,6 +4,7 @@ Sites come in by `advertise` ... `reveal`, each over streams that may break and 
 `run_exchange` and `unmask`. The protocol itself, and what it refuses, is in the phases of `fl_core.secagg`.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -25,8 +26,9 @@ from fl_core.errors import (
 from fl_core.rounds.machine import AbandonReason, DropoutReason
 from fl_core.rounds.plan import PhaseBounds, RoundPlan
 from fl_core.secagg.context import RosterVerifier
-from fl_core.secagg.exchange import CollectingAdvertisements, CollectingSealedShares
+from fl_core.secagg.exchange import AwaitingBeacon, CollectingAdvertisements, CollectingSealedShares, Excerpts
 from fl_core.secagg.messages import (
+    Beacon,
     ConsistencyProof,
     KeyAdvertisement,
     RevealedShares,
@@ -38,12 +40,15 @@ from fl_core.secagg.unmasking import CollectingReveals, CollectingSignatures, Re
 from fl_core.wire.convert import directory_to_proto, relayed_shares_to_proto
 from fl_core.wire.v1 import keyserver_pb2
 from services.keyserver.expansion import expand_mask
-from services.keyserver.facts import Closed, Dropped, ExchangeFact, Failed, Phase, Traffic, Unmasked
+from services.keyserver.facts import Closed, Dropped, ExchangeFact, Failed, Frozen, Phase, Traffic, Unmasked
 from services.keyserver.gathering import Gathering
 from services.runtime.events import EventLog, Notice
 from services.runtime.offload import offload
 
 log = structlog.get_logger(__name__)
+
+BEACON_TIMEOUT_S = 10.0
+"""How long the coordinator may take to answer that U1 is frozen."""
 
 T = TypeVar("T")
 Record = Callable[[RoundPlan, tuple[int, ...]], Awaitable[None]]
@@ -78,7 +83,11 @@ class ExchangeSession:
         self._refused: dict[int, TacitError] = {}
         self._dropouts: list[Dropped] = []
         self._advertising: CollectingAdvertisements | None = CollectingAdvertisements(plan.session_context(), verifier)
+        self._frozen: AwaitingBeacon | None = None
+        self._beacon: Beacon | None = None
+        self._beacon_lock = asyncio.Lock()
         self._directory: keyserver_pb2.ExchangeKeysResponse | None = None
+        self._excerpts: Excerpts | None = None
         self._members: frozenset[int] = frozenset()
         self._sharing: CollectingSealedShares | None = None
         self._relayed: dict[int, keyserver_pb2.ExchangeKeysResponse] | None = None
@@ -166,16 +175,20 @@ class ExchangeSession:
             self._gathering.answer(index)
 
     async def directory(self, index: int) -> keyserver_pb2.ExchangeKeysResponse:
-        """Wait for the signed keys of U1.
+        """Wait for the signed keys of U1; with a sparse graph those that the site needs.
 
         Raises:
             SessionFrozen: the site's keys came too late to be in it.
             TacitError: the session was ended.
         """
-        await self._until(lambda: self._directory is not None)
+        await self._until(lambda: self._sharing is not None)
         if index not in self._members:
             raise _too_late("keys", index)
-        return _present(self._directory, "directory")
+        if self._excerpts is None:
+            return _present(self._directory, "directory")
+        response = await offload(_excerpt_for, self._excerpts, index)
+        self.traffic.down[index] += response.ByteSize()
+        return response
 
     def share(self, index: int, sealed: SealedShares) -> None:
         """Take what a site sealed for the others; the same shares again change nothing.
@@ -276,6 +289,25 @@ class ExchangeSession:
             log.error("exchange_broken", session_id=self.plan.session_id.hex(), exc_info=error)
             self._fail_exchange(AbandonReason.SERVICE_LOST, SessionFrozen("the key server failed in the exchange"))
 
+    async def reveal_beacon(self, beacon: Beacon) -> None:
+        """Make the sparse graph of the frozen U1; the same beacon again changes nothing.
+
+        Raises:
+            RemoteProtocolError: the beacon is not the one of the plan, or another one was revealed before.
+            BadSignature: it was revealed for another directory.
+            SessionFrozen: the session does not wait for a beacon.
+        """
+        async with self._beacon_lock:
+            self._check_alive()
+            if self._beacon == beacon:
+                return
+            if self._beacon is not None:
+                raise RemoteProtocolError("another beacon was revealed before", expected="the same again, or none")
+            sharing, excerpts = await offload(_present(self._frozen, "beacon").step, beacon)
+            self._check_alive()
+            self._beacon, self._excerpts, self._frozen = beacon, excerpts, None
+            self._begin_sharing(sharing)
+
     async def unmask(self, survivors: tuple[int, ...], record: Record, deliver: Deliver, threads: int) -> Unmasked:
         """Run rounds 3 and 4 for these survivors, and hand out the combined mask. Once.
 
@@ -314,13 +346,32 @@ class ExchangeSession:
         await self._gather(AbandonReason.TOO_FEW_KEYS, DropoutReason.ADVERTISE_TIMEOUT, "sites sent their keys")
         self._members = self._gathering.answered
         # From here on the phase only accepts repetitions, so that a thread may close it.
-        self._phase = Phase.SHARING
-        schedule = self.plan.schedule
-        self._gathering = self._gather_from(self._members, self.plan.min_survivors, schedule.sharing)
-        sharing, directory = await offload(_close_advertising, advertising)
+        self._phase = Phase.FREEZING
+        if self.plan.graph is None:
+            sharing, directory = await offload(_close_advertising, advertising)
+            self._check_alive()
+            self._directory = directory
+            self.traffic.down.update(dict.fromkeys(self._members, directory.ByteSize()))
+            self._begin_sharing(sharing)
+        else:
+            await self._await_beacon(await offload(advertising.freeze))
+
+    async def _await_beacon(self, frozen: AwaitingBeacon) -> None:
         self._check_alive()
-        self._sharing, self._directory = sharing, directory
-        self.traffic.down.update(dict.fromkeys(self._members, directory.ByteSize()))
+        self._frozen = frozen
+        self.facts.append(Frozen(frozen.digest))
+        self._notice.announce()
+        try:
+            async with asyncio.timeout(BEACON_TIMEOUT_S):
+                await self._until(lambda: self._beacon is not None)
+        except TimeoutError:
+            error = SessionFrozen("the coordinator did not reveal the beacon in time", fix="wait for the next attempt")
+            raise _Failure(AbandonReason.DEADLINE, error) from None
+
+    def _begin_sharing(self, sharing: CollectingSealedShares) -> None:
+        self._phase = Phase.SHARING
+        self._gathering = self._gather_from(self._members, self.plan.min_survivors, self.plan.schedule.sharing)
+        self._sharing = sharing
         self._notice.announce()
 
     async def _exchange_shares(self) -> None:
@@ -356,15 +407,17 @@ class ExchangeSession:
         self, signing: CollectingSignatures, outcome: Unmasked, deliver: Deliver, threads: int
     ) -> None:
         self.traffic, self._dropouts = Traffic(), []
-        threshold, schedule = self.plan.threshold, self.plan.schedule
-        self._gathering = self._gather_from(signing.survivors, threshold, schedule.signing)
+        # The threshold of a sparse graph counts neighbours; of all sites as many as the plan lets stay must answer.
+        needed = self.plan.threshold if self.plan.graph is None else self.plan.min_survivors
+        schedule = self.plan.schedule
+        self._gathering = self._gather_from(signing.survivors, needed, schedule.signing)
         self._signing = signing
         self._notice.announce()
         await self._gather(AbandonReason.TOO_FEW_SIGNATURES, DropoutReason.UNMASK_TIMEOUT, "sites signed")
-        revealing, proof = signing.close()
+        revealing, proof = _close_signing(signing)
         outcome.signed = revealing.signers
         self._phase = Phase.REVEALING
-        self._gathering = self._gather_from(revealing.signers, threshold, schedule.revealing)
+        self._gathering = self._gather_from(revealing.signers, needed, schedule.revealing)
         self._revealing, self._proof = revealing, proof
         self._notice.announce()
         try:
@@ -450,7 +503,7 @@ class ExchangeSession:
 
     def _drop_secrets(self) -> None:
         self._advertising = self._sharing = self._uploading = self._signing = self._revealing = None
-        self._directory = self._relayed = self._proof = None
+        self._frozen = self._excerpts = self._directory = self._relayed = self._proof = None
 
 
 def _close_advertising(
@@ -458,6 +511,18 @@ def _close_advertising(
 ) -> tuple[CollectingSealedShares, keyserver_pb2.ExchangeKeysResponse]:
     sharing, directory = advertising.close()
     return sharing, keyserver_pb2.ExchangeKeysResponse(directory=directory_to_proto(directory))
+
+
+def _excerpt_for(excerpts: Excerpts, index: int) -> keyserver_pb2.ExchangeKeysResponse:
+    return keyserver_pb2.ExchangeKeysResponse(directory=directory_to_proto(excerpts[index]))
+
+
+def _close_signing(signing: CollectingSignatures) -> tuple[CollectingReveals, ConsistencyProof]:
+    try:
+        return signing.close()
+    except NotEnough as error:
+        # Enough sites signed, but too few of the witnesses.
+        raise _Failure(AbandonReason.TOO_FEW_SIGNATURES, error) from error
 
 
 def _close_sharing(

@@ -20,6 +20,7 @@ from fl_core.rounds.plan import (
     RosterEntry,
     RoundPlan,
     ServiceEndpoint,
+    SparseGraph,
 )
 from fl_core.rounds.planner import (
     build_plan,
@@ -31,12 +32,13 @@ from fl_core.rounds.planner import (
     codec_of,
     upload_bytes,
 )
+from fl_core.secagg.degrees import Profile
 
 AGGREGATOR = ServiceEndpoint("agg", "host:1", b"a" * 32)
 KEYSERVER = ServiceEndpoint("keys", "host:2", b"k" * 32)
 
 
-def plan_of(size: int = 10, manifest_size: int = 100, **job: Any) -> RoundPlan:
+def plan_of(size: int = 10, manifest_size: int = 100, commitment: bytes | None = None, **job: Any) -> RoundPlan:
     roster = tuple(RosterEntry(ClientId(f"site-{i:05}"), i.to_bytes(32, "big")) for i in reversed(range(size)))
     return build_plan(
         job_from_mapping({"name": "j", "rounds": 1, **job}),
@@ -49,6 +51,7 @@ def plan_of(size: int = 10, manifest_size: int = 100, **job: Any) -> RoundPlan:
         roster=roster,
         aggregator=AGGREGATOR,
         keyserver=KEYSERVER,
+        graph_commitment=commitment,
     )
 
 
@@ -173,6 +176,7 @@ OTHER = {
     "keyserver": ServiceEndpoint("keys", "host:9", b"k" * 32),
     "roster": tuple(RosterEntry(ClientId(f"site-{i:05}"), bytes([i + 1] * 32)) for i in range(10)),
     "training": {"lr": 0.1},
+    "graph": SparseGraph(4, Profile.EQUIVOCATION_SAFE, b"g" * 32),
 }
 
 
@@ -219,3 +223,73 @@ def test_entries_and_endpoints_check_themselves() -> None:
         RosterEntry(ClientId(""), b"x" * 32)
     with pytest.raises(PlanError, match="address"):
         ServiceEndpoint("a", "", b"x" * 32)
+
+
+LARGE: dict[str, Any] = {"cohort": {"min": 3, "max": 1000}, "max_corrupt": 0.05, "max_weight": 1000}
+
+
+def sparse_plan(**job: Any) -> RoundPlan:
+    return plan_of(1000, commitment=b"g" * 32, **{**LARGE, **job})
+
+
+def test_a_large_cohort_gets_a_sparse_graph_and_every_survivor_that_the_drop_outs_leave() -> None:
+    plan = sparse_plan()
+    assert plan.graph is not None
+    assert plan.graph.profile is Profile.EQUIVOCATION_SAFE
+    assert plan.graph.commitment == b"g" * 32
+    assert plan.min_survivors == 700
+    assert plan.threshold < plan.graph.degree < 500
+    context = plan.session_context()
+    assert context.harary is not None
+    assert (context.harary.degree, context.harary.commitment) == (plan.graph.degree, b"g" * 32)
+    assert bytes_up_per_site(plan) < bytes_up_per_site(plan_of(1000, **LARGE))
+
+
+def test_a_weaker_profile_needs_fewer_neighbours_and_must_be_asked_for() -> None:
+    weak, strong = sparse_plan(profile="honest_but_curious").graph, sparse_plan().graph
+    assert weak is not None
+    assert strong is not None
+    assert weak.degree < strong.degree / 2
+
+
+@pytest.mark.parametrize(
+    "job", [{"threshold": 667}, {"max_corrupt": 0.3}, {"aggregation": "plain"}, {"cohort": {"min": 3, "max": 99}}]
+)
+def test_a_graph_stays_complete_where_a_sparse_one_is_not_meant_or_saves_too_little(job: dict[str, Any]) -> None:
+    size = 99 if "cohort" in job else 1000
+    assert plan_of(size, commitment=b"g" * 32, **{**LARGE, **job}).graph is None
+    assert plan_of(1000, **LARGE).graph is None
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"graph": SparseGraph(100, Profile.EQUIVOCATION_SAFE, b"g" * 32)}, "raise the degree"),
+        ({"threshold": 100}, "threshold"),
+        ({"threshold": 300}, "threshold"),
+        ({"min_survivors": 699}, "min_survivors"),
+        ({"min_survivors": 701}, "min_survivors"),
+        ({"max_corrupt": 0.1}, "raise the degree"),
+        ({"max_dropout": 0.35}, "raise the degree"),
+    ],
+)
+def test_a_sparse_plan_that_is_weaker_than_it_says_is_refused(change: dict[str, Any], word: str) -> None:
+    plan = sparse_plan()
+    check_plan(plan)
+    with pytest.raises(PlanError, match=word):
+        check_plan(replace(plan, **change))
+
+
+def test_a_plain_plan_has_no_graph_and_the_numbers_of_a_graph_check_themselves() -> None:
+    with pytest.raises(PlanError, match="secure attempt"):
+        replace(plan_of(10, aggregation="plain"), graph=SparseGraph(4, Profile.EQUIVOCATION_SAFE, b"g" * 32))
+    for degree, commitment in [(3, b"g" * 32), (0, b"g" * 32), (1 << 20, b"g" * 32), (4, b"g" * 31)]:
+        with pytest.raises(PlanError):
+            SparseGraph(degree, Profile.EQUIVOCATION_SAFE, commitment)
+
+
+def test_every_number_of_a_graph_changes_the_session() -> None:
+    plan = sparse_plan()
+    assert plan.graph is not None
+    for change in ({"degree": 4}, {"profile": Profile.HONEST_BUT_CURIOUS}, {"commitment": b"h" * 32}):
+        assert replace(plan, graph=replace(plan.graph, **change)).session_id != plan.session_id  # type: ignore[arg-type]

@@ -23,9 +23,11 @@ from fl_core.rounds.plan import (
     RosterEntry,
     RoundPlan,
     ServiceEndpoint,
+    SparseGraph,
 )
 from fl_core.rounds.report import AggregateInfo, RoundReport, SiteEvaluation
 from fl_core.secagg import messages as values
+from fl_core.secagg.degrees import Profile
 from fl_core.secagg.sealing import SEALED_SHARE_BYTES
 from fl_core.wire import convert
 from fl_core.wire.v1 import round_pb2, secagg_pb2, tensors_pb2
@@ -52,6 +54,8 @@ PLAN = RoundPlan(
     training={"lr": 0.1, "epochs": -3, "shuffle": True, "optimizer": "sgd", "empty": ""},
 )
 ADVERTISEMENT = values.KeyAdvertisement(0, b"c" * 32, b"m" * 32, b"s" * 32, b"cert", b"sig")
+BEACON = values.Beacon(b"v" * 32, b"k" * 32, b"s" * 64)
+EXCERPT = values.DirectoryExcerpt((0, 1, 4), (b"h" * 32, b"i" * 32), BEACON)
 SEALED = values.SealedShare(1, 2, b"x" * SEALED_SHARE_BYTES)
 SHARE = values.RevealedShare(3, b"y" * SHARE_BYTES)
 SIGNATURE = values.SurvivorSignature(1, b"sig")
@@ -83,6 +87,13 @@ PAIRS: list[tuple[Any, Callable[[Any], Message], Callable[[Any], Any]]] = [
         convert.plan_to_proto,
         convert.plan_from_proto,
     ),
+    (
+        replace(PLAN, graph=SparseGraph(2, Profile.HONEST_BUT_CURIOUS, b"g" * 32)),
+        convert.plan_to_proto,
+        convert.plan_from_proto,
+    ),
+    (BEACON, convert.beacon_to_proto, convert.beacon_from_proto),
+    (values.KeyDirectory((ADVERTISEMENT,), EXCERPT), convert.directory_to_proto, convert.directory_from_proto),
     (PLAN.manifest, convert.manifest_to_proto, convert.manifest_from_proto),
     (PLAN.codec, convert.codec_to_proto, convert.codec_from_proto),
     (ADVERTISEMENT, convert.advertisement_to_proto, convert.advertisement_from_proto),
@@ -317,3 +328,29 @@ def test_a_report_of_the_wrong_form_is_refused() -> None:
             setattr(message, name, value)
         with pytest.raises(RemoteProtocolError):
             convert.report_from_proto(message)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"members": (4, 1)}, "not in order"),
+        ({"members": ()}, "the members of a directory"),
+        ({"members": (1 << 20,)}, "out of range"),
+        ({"proof": (b"h" * 31,)}, "a hash of a proof"),
+        ({"beacon": replace(BEACON, value=b"v")}, "the value of a beacon"),
+        ({"beacon": replace(BEACON, verify_key=b"")}, "the key of a beacon"),
+        ({"beacon": replace(BEACON, signature=b"s" * 65)}, "the signature of a beacon"),
+    ],
+)
+def test_an_excerpt_of_the_wrong_form_is_refused(change: dict[str, Any], text: str) -> None:
+    message = convert.directory_to_proto(values.KeyDirectory((ADVERTISEMENT,), replace(EXCERPT, **change)))
+    with pytest.raises(RemoteProtocolError, match=text):
+        convert.directory_from_proto(message)
+
+
+def test_a_graph_of_an_unknown_profile_is_refused() -> None:
+    message = convert.plan_to_proto(replace(PLAN, graph=SparseGraph(2, Profile.HONEST_BUT_CURIOUS, b"g" * 32)))
+    for number in (0, 99):
+        message.graph.profile = number  # type: ignore[assignment]
+        with pytest.raises(RemoteProtocolError, match="Profile"):
+            convert.plan_from_proto(message)

@@ -272,6 +272,53 @@ class ExchangeClosed(google.protobuf.message.Message):
 global___ExchangeClosed = ExchangeClosed
 
 @typing.final
+class KeysFrozen(google.protobuf.message.Message):
+    """U1 of a sparse graph is frozen; the coordinator answers with the beacon."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    DIRECTORY_DIGEST_FIELD_NUMBER: builtins.int
+    directory_digest: builtins.bytes
+    def __init__(
+        self,
+        *,
+        directory_digest: builtins.bytes = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["directory_digest", b"directory_digest"]) -> None: ...
+
+global___KeysFrozen = KeysFrozen
+
+@typing.final
+class RevealBeaconRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SESSION_ID_FIELD_NUMBER: builtins.int
+    BEACON_FIELD_NUMBER: builtins.int
+    session_id: builtins.bytes
+    @property
+    def beacon(self) -> fl_core.wire.v1.secagg_pb2.Beacon: ...
+    def __init__(
+        self,
+        *,
+        session_id: builtins.bytes = ...,
+        beacon: fl_core.wire.v1.secagg_pb2.Beacon | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["beacon", b"beacon"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["beacon", b"beacon", "session_id", b"session_id"]) -> None: ...
+
+global___RevealBeaconRequest = RevealBeaconRequest
+
+@typing.final
+class RevealBeaconResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+global___RevealBeaconResponse = RevealBeaconResponse
+
+@typing.final
 class ExchangeFailed(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -296,22 +343,26 @@ class WatchExchangeResponse(google.protobuf.message.Message):
     DROPOUT_FIELD_NUMBER: builtins.int
     CLOSED_FIELD_NUMBER: builtins.int
     FAILED_FIELD_NUMBER: builtins.int
+    FROZEN_FIELD_NUMBER: builtins.int
     @property
     def dropout(self) -> global___IndexedDropout: ...
     @property
     def closed(self) -> global___ExchangeClosed: ...
     @property
     def failed(self) -> global___ExchangeFailed: ...
+    @property
+    def frozen(self) -> global___KeysFrozen: ...
     def __init__(
         self,
         *,
         dropout: global___IndexedDropout | None = ...,
         closed: global___ExchangeClosed | None = ...,
         failed: global___ExchangeFailed | None = ...,
+        frozen: global___KeysFrozen | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["closed", b"closed", "dropout", b"dropout", "event", b"event", "failed", b"failed"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["closed", b"closed", "dropout", b"dropout", "event", b"event", "failed", b"failed"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["event", b"event"]) -> typing.Literal["dropout", "closed", "failed"] | None: ...
+    def HasField(self, field_name: typing.Literal["closed", b"closed", "dropout", b"dropout", "event", b"event", "failed", b"failed", "frozen", b"frozen"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["closed", b"closed", "dropout", b"dropout", "event", b"event", "failed", b"failed", "frozen", b"frozen"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["event", b"event"]) -> typing.Literal["dropout", "closed", "failed", "frozen"] | None: ...
 
 global___WatchExchangeResponse = WatchExchangeResponse
 

@@ -55,6 +55,11 @@ class KeyServerServiceStub(object):
                 request_serializer=fl__core_dot_wire_dot_v1_dot_keyserver__pb2.WatchExchangeRequest.SerializeToString,
                 response_deserializer=fl__core_dot_wire_dot_v1_dot_keyserver__pb2.WatchExchangeResponse.FromString,
                 _registered_method=True)
+        self.RevealBeacon = channel.unary_unary(
+                '/fl_core.wire.v1.KeyServerService/RevealBeacon',
+                request_serializer=fl__core_dot_wire_dot_v1_dot_keyserver__pb2.RevealBeaconRequest.SerializeToString,
+                response_deserializer=fl__core_dot_wire_dot_v1_dot_keyserver__pb2.RevealBeaconResponse.FromString,
+                _registered_method=True)
         self.MarkLost = channel.unary_unary(
                 '/fl_core.wire.v1.KeyServerService/MarkLost',
                 request_serializer=fl__core_dot_wire_dot_v1_dot_keyserver__pb2.MarkLostRequest.SerializeToString,
@@ -103,6 +108,13 @@ class KeyServerServiceServicer(object):
 
     def WatchExchange(self, request, context):
         """coordinator: waits for the end of the exchange and answers with U2.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RevealBeacon(self, request, context):
+        """coordinator: answers `frozen` of WatchExchange, once per session. Sites get their directories after it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -158,6 +170,11 @@ def add_KeyServerServiceServicer_to_server(servicer, server):
                     servicer.WatchExchange,
                     request_deserializer=fl__core_dot_wire_dot_v1_dot_keyserver__pb2.WatchExchangeRequest.FromString,
                     response_serializer=fl__core_dot_wire_dot_v1_dot_keyserver__pb2.WatchExchangeResponse.SerializeToString,
+            ),
+            'RevealBeacon': grpc.unary_unary_rpc_method_handler(
+                    servicer.RevealBeacon,
+                    request_deserializer=fl__core_dot_wire_dot_v1_dot_keyserver__pb2.RevealBeaconRequest.FromString,
+                    response_serializer=fl__core_dot_wire_dot_v1_dot_keyserver__pb2.RevealBeaconResponse.SerializeToString,
             ),
             'MarkLost': grpc.unary_unary_rpc_method_handler(
                     servicer.MarkLost,
@@ -288,6 +305,33 @@ class KeyServerService(object):
             '/fl_core.wire.v1.KeyServerService/WatchExchange',
             fl__core_dot_wire_dot_v1_dot_keyserver__pb2.WatchExchangeRequest.SerializeToString,
             fl__core_dot_wire_dot_v1_dot_keyserver__pb2.WatchExchangeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RevealBeacon(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fl_core.wire.v1.KeyServerService/RevealBeacon',
+            fl__core_dot_wire_dot_v1_dot_keyserver__pb2.RevealBeaconRequest.SerializeToString,
+            fl__core_dot_wire_dot_v1_dot_keyserver__pb2.RevealBeaconResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -44,6 +44,12 @@ class KeyServerServiceStub:
     ]
     """coordinator: waits for the end of the exchange and answers with U2."""
 
+    RevealBeacon: grpc.UnaryUnaryMultiCallable[
+        fl_core.wire.v1.keyserver_pb2.RevealBeaconRequest,
+        fl_core.wire.v1.keyserver_pb2.RevealBeaconResponse,
+    ]
+    """coordinator: answers `frozen` of WatchExchange, once per session. Sites get their directories after it."""
+
     MarkLost: grpc.UnaryUnaryMultiCallable[
         fl_core.wire.v1.keyserver_pb2.MarkLostRequest,
         fl_core.wire.v1.keyserver_pb2.MarkLostResponse,
@@ -92,6 +98,12 @@ class KeyServerServiceAsyncStub:
         fl_core.wire.v1.keyserver_pb2.WatchExchangeResponse,
     ]
     """coordinator: waits for the end of the exchange and answers with U2."""
+
+    RevealBeacon: grpc.aio.UnaryUnaryMultiCallable[
+        fl_core.wire.v1.keyserver_pb2.RevealBeaconRequest,
+        fl_core.wire.v1.keyserver_pb2.RevealBeaconResponse,
+    ]
+    """coordinator: answers `frozen` of WatchExchange, once per session. Sites get their directories after it."""
 
     MarkLost: grpc.aio.UnaryUnaryMultiCallable[
         fl_core.wire.v1.keyserver_pb2.MarkLostRequest,
@@ -149,6 +161,14 @@ class KeyServerServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[fl_core.wire.v1.keyserver_pb2.WatchExchangeResponse], collections.abc.AsyncIterator[fl_core.wire.v1.keyserver_pb2.WatchExchangeResponse]]:
         """coordinator: waits for the end of the exchange and answers with U2."""
+
+    @abc.abstractmethod
+    def RevealBeacon(
+        self,
+        request: fl_core.wire.v1.keyserver_pb2.RevealBeaconRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[fl_core.wire.v1.keyserver_pb2.RevealBeaconResponse, collections.abc.Awaitable[fl_core.wire.v1.keyserver_pb2.RevealBeaconResponse]]:
+        """coordinator: answers `frozen` of WatchExchange, once per session. Sites get their directories after it."""
 
     @abc.abstractmethod
     def MarkLost(

@@ -144,6 +144,23 @@ ABANDON_REASON_CANCELLED: AbandonReason.ValueType  # 11
 ABANDON_REASON_DEADLINE: AbandonReason.ValueType  # 12
 global___AbandonReason = AbandonReason
 
+class _GraphProfile:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _GraphProfileEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_GraphProfile.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    GRAPH_PROFILE_UNSPECIFIED: _GraphProfile.ValueType  # 0
+    GRAPH_PROFILE_HONEST_BUT_CURIOUS: _GraphProfile.ValueType  # 1
+    GRAPH_PROFILE_EQUIVOCATION_SAFE: _GraphProfile.ValueType  # 2
+
+class GraphProfile(_GraphProfile, metaclass=_GraphProfileEnumTypeWrapper): ...
+
+GRAPH_PROFILE_UNSPECIFIED: GraphProfile.ValueType  # 0
+GRAPH_PROFILE_HONEST_BUT_CURIOUS: GraphProfile.ValueType  # 1
+GRAPH_PROFILE_EQUIVOCATION_SAFE: GraphProfile.ValueType  # 2
+global___GraphProfile = GraphProfile
+
 @typing.final
 class CodecSpec(google.protobuf.message.Message):
     """How a float update becomes integers of the ring."""
@@ -268,6 +285,30 @@ class PhaseSchedule(google.protobuf.message.Message):
 global___PhaseSchedule = PhaseSchedule
 
 @typing.final
+class SparseGraph(google.protobuf.message.Message):
+    """Neighbours on a ring (Bell et al. 2020) instead of everybody with everybody."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    DEGREE_FIELD_NUMBER: builtins.int
+    PROFILE_FIELD_NUMBER: builtins.int
+    COMMITMENT_FIELD_NUMBER: builtins.int
+    degree: builtins.int
+    profile: global___GraphProfile.ValueType
+    commitment: builtins.bytes
+    """To the beacon that the coordinator reveals once the key server has frozen U1."""
+    def __init__(
+        self,
+        *,
+        degree: builtins.int = ...,
+        profile: global___GraphProfile.ValueType = ...,
+        commitment: builtins.bytes = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["commitment", b"commitment", "degree", b"degree", "profile", b"profile"]) -> None: ...
+
+global___SparseGraph = SparseGraph
+
+@typing.final
 class Scalar(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -336,6 +377,7 @@ class RoundPlan(google.protobuf.message.Message):
     KEYSERVER_FIELD_NUMBER: builtins.int
     TRAINING_FIELD_NUMBER: builtins.int
     ROSTER_FIELD_NUMBER: builtins.int
+    GRAPH_FIELD_NUMBER: builtins.int
     job_id: builtins.str
     round_id: builtins.int
     attempt: builtins.int
@@ -362,6 +404,10 @@ class RoundPlan(google.protobuf.message.Message):
     def training(self) -> google.protobuf.internal.containers.MessageMap[builtins.str, global___Scalar]: ...
     @property
     def roster(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___RosterEntry]: ...
+    @property
+    def graph(self) -> global___SparseGraph:
+        """Of a secure attempt; the graph is complete when it is not set."""
+
     def __init__(
         self,
         *,
@@ -384,9 +430,10 @@ class RoundPlan(google.protobuf.message.Message):
         keyserver: global___ServiceEndpoint | None = ...,
         training: collections.abc.Mapping[builtins.str, global___Scalar] | None = ...,
         roster: collections.abc.Iterable[global___RosterEntry] | None = ...,
+        graph: global___SparseGraph | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["aggregator", b"aggregator", "codec", b"codec", "keyserver", b"keyserver", "manifest", b"manifest", "schedule", b"schedule"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["aggregation", b"aggregation", "aggregator", b"aggregator", "attempt", b"attempt", "chunk_bytes", b"chunk_bytes", "codec", b"codec", "job_id", b"job_id", "keyserver", b"keyserver", "manifest", b"manifest", "max_corrupt", b"max_corrupt", "max_dropout", b"max_dropout", "max_weight", b"max_weight", "min_survivors", b"min_survivors", "model_digest", b"model_digest", "model_version", b"model_version", "roster", b"roster", "round_id", b"round_id", "schedule", b"schedule", "threshold", b"threshold", "training", b"training"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["aggregator", b"aggregator", "codec", b"codec", "graph", b"graph", "keyserver", b"keyserver", "manifest", b"manifest", "schedule", b"schedule"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["aggregation", b"aggregation", "aggregator", b"aggregator", "attempt", b"attempt", "chunk_bytes", b"chunk_bytes", "codec", b"codec", "graph", b"graph", "job_id", b"job_id", "keyserver", b"keyserver", "manifest", b"manifest", "max_corrupt", b"max_corrupt", "max_dropout", b"max_dropout", "max_weight", b"max_weight", "min_survivors", b"min_survivors", "model_digest", b"model_digest", "model_version", b"model_version", "roster", b"roster", "round_id", b"round_id", "schedule", b"schedule", "threshold", b"threshold", "training", b"training"]) -> None: ...
 
 global___RoundPlan = RoundPlan
 

@@ -47,20 +47,83 @@ class KeyAdvertisement(google.protobuf.message.Message):
 global___KeyAdvertisement = KeyAdvertisement
 
 @typing.final
+class Beacon(google.protobuf.message.Message):
+    """Round 0 of a sparse graph, coordinator to key server to all of U1: what the plan commits to, and the signature by
+    verify_key (Ed25519) over the one directory for which it was revealed.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    VALUE_FIELD_NUMBER: builtins.int
+    VERIFY_KEY_FIELD_NUMBER: builtins.int
+    SIGNATURE_FIELD_NUMBER: builtins.int
+    value: builtins.bytes
+    verify_key: builtins.bytes
+    signature: builtins.bytes
+    def __init__(
+        self,
+        *,
+        value: builtins.bytes = ...,
+        verify_key: builtins.bytes = ...,
+        signature: builtins.bytes = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["signature", b"signature", "value", b"value", "verify_key", b"verify_key"]) -> None: ...
+
+global___Beacon = Beacon
+
+@typing.final
+class DirectoryExcerpt(google.protobuf.message.Message):
+    """What a site needs beside some of the advertisements to compute the digest of the whole directory, and the graph."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MEMBERS_FIELD_NUMBER: builtins.int
+    PROOF_FIELD_NUMBER: builtins.int
+    BEACON_FIELD_NUMBER: builtins.int
+    @property
+    def members(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """U1."""
+
+    @property
+    def proof(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]:
+        """Hashes of a Merkle tree over the advertisements of U1, of those that are left out."""
+
+    @property
+    def beacon(self) -> global___Beacon: ...
+    def __init__(
+        self,
+        *,
+        members: collections.abc.Iterable[builtins.int] | None = ...,
+        proof: collections.abc.Iterable[builtins.bytes] | None = ...,
+        beacon: global___Beacon | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["beacon", b"beacon"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["beacon", b"beacon", "members", b"members", "proof", b"proof"]) -> None: ...
+
+global___DirectoryExcerpt = DirectoryExcerpt
+
+@typing.final
 class KeyDirectory(google.protobuf.message.Message):
-    """Round 0, key server to all of U1: everybody's signed keys."""
+    """Round 0, key server to all of U1: everybody's signed keys; with a sparse graph those of the site, of its neighbours
+    and of the witnesses, and the excerpt.
+    """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     ADVERTISEMENTS_FIELD_NUMBER: builtins.int
+    EXCERPT_FIELD_NUMBER: builtins.int
     @property
     def advertisements(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___KeyAdvertisement]: ...
+    @property
+    def excerpt(self) -> global___DirectoryExcerpt: ...
     def __init__(
         self,
         *,
         advertisements: collections.abc.Iterable[global___KeyAdvertisement] | None = ...,
+        excerpt: global___DirectoryExcerpt | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["advertisements", b"advertisements"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["excerpt", b"excerpt"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["advertisements", b"advertisements", "excerpt", b"excerpt"]) -> None: ...
 
 global___KeyDirectory = KeyDirectory
 
@@ -89,7 +152,7 @@ global___SealedShare = SealedShare
 
 @typing.final
 class SealedShares(google.protobuf.message.Message):
-    """Round 1, site to key server: one for every other member of U1."""
+    """Round 1, site to key server: one for every neighbour."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -163,7 +226,7 @@ global___SurvivorSignature = SurvivorSignature
 
 @typing.final
 class ConsistencyProof(google.protobuf.message.Message):
-    """Round 4, key server to U4: proof that at least a threshold of sites were told the same U3."""
+    """Round 4, key server to U4: proof that at least a threshold of the witnesses were told the same U3."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
