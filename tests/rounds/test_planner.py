@@ -156,7 +156,7 @@ def test_the_codec_of_a_plan_has_its_length() -> None:
     assert codec_of(plan_of()).length == plan_of().length == 102
 
 
-OTHER = {
+OTHER: dict[str, Any] = {
     "job_id": JobId("other"),
     "round_id": 4,
     "attempt": 3,
@@ -292,4 +292,4 @@ def test_every_number_of_a_graph_changes_the_session() -> None:
     plan = sparse_plan()
     assert plan.graph is not None
     for change in ({"degree": 4}, {"profile": Profile.HONEST_BUT_CURIOUS}, {"commitment": b"h" * 32}):
-        assert replace(plan, graph=replace(plan.graph, **change)).session_id != plan.session_id  # type: ignore[arg-type]
+        assert replace(plan, graph=replace(plan.graph, **change)).session_id != plan.session_id
