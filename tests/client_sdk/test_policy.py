@@ -9,8 +9,9 @@ from scripted_services import SCHEDULE, Cluster
 from client_sdk import SitePolicy
 from client_sdk.policy import check_invitation, check_services
 from fl_core.codec.spec import CodecSpec
-from fl_core.errors import PlanError, PolicyRefused
-from fl_core.rounds.plan import RoundPlan, ServiceEndpoint
+from fl_core.errors import ConfigError, PlanError, PolicyRefused
+from fl_core.rounds.plan import ClientId, RosterEntry, RoundPlan, ServiceEndpoint, SparseGraph
+from fl_core.secagg.degrees import Profile
 from fl_core.transport.identity import Role
 
 SITES = ("alpha", "beta", "gamma")
@@ -128,3 +129,47 @@ def _coordinator_with_key_of(federation: Any, role: Role, name: str) -> bytes:
     )
     pem = federation.authority.sign(request.public_bytes(Encoding.PEM), role=Role.COORDINATOR)
     return parse_certificate(pem).public_bytes(Encoding.DER)
+
+
+def sparse(plan: RoundPlan, profile: Profile, max_corrupt: float) -> RoundPlan:
+    """A plan for twelve sites of which each has six neighbours."""
+    others = (RosterEntry(ClientId(f"site-{number}"), bytes([number]) * 32) for number in range(9))
+    roster = tuple(sorted((*plan.roster, *others), key=lambda entry: entry.client_id))
+    graph = SparseGraph(6, profile, b"g" * 32)
+    numbers: dict[str, Any] = {"threshold": 4, "min_survivors": 11, "max_dropout": 0.1, "max_corrupt": max_corrupt}
+    return replace(plan, roster=roster, graph=graph, **numbers)
+
+
+def test_a_sparse_graph_that_assumes_too_few_corrupt_sites_is_declined(federation: Any, plan: RoundPlan) -> None:
+    identity = federation.credentials(Role.SITE, "alpha").identity
+    careless = sparse(plan, Profile.EQUIVOCATION_SAFE, 0.0)
+    assert check_invitation(careless, SitePolicy(min_cohort=1, min_corrupt=0.0), identity) == 0
+    with pytest.raises(PolicyRefused, match="fewer corrupt sites"):
+        check_invitation(careless, ANY, identity)
+
+
+def test_a_sparse_graph_of_a_weaker_profile_is_declined(federation: Any, plan: RoundPlan) -> None:
+    identity = federation.credentials(Role.SITE, "alpha").identity
+    weak = sparse(plan, Profile.HONEST_BUT_CURIOUS, 0.0)
+    lenient = SitePolicy(min_cohort=1, min_profile=Profile.HONEST_BUT_CURIOUS, min_corrupt=0.0)
+    assert check_invitation(weak, lenient, identity) == 0
+    with pytest.raises(PolicyRefused, match=r"policy\.min_profile"):
+        check_invitation(weak, SitePolicy(min_cohort=1, min_corrupt=0.0), identity)
+
+
+def test_a_sparse_graph_that_does_not_hold_is_declined(federation: Any, plan: RoundPlan) -> None:
+    identity = federation.credentials(Role.SITE, "alpha").identity
+    with pytest.raises(PlanError, match="raise the degree"):
+        check_invitation(sparse(plan, Profile.EQUIVOCATION_SAFE, 0.3), ANY, identity)
+
+
+@pytest.mark.parametrize(
+    "change", [{"min_profile": "none"}, {"min_corrupt": 1.0}, {"min_corrupt": -0.1}, {"min_corrupt": "0.1"}]
+)
+def test_a_policy_for_sparse_graphs_checks_itself(change: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(change))):
+        SitePolicy(**change)
+
+
+def test_a_profile_may_be_written_as_text() -> None:
+    assert SitePolicy(min_profile="honest_but_curious").min_profile is Profile.HONEST_BUT_CURIOUS  # type: ignore[arg-type]

@@ -19,12 +19,14 @@ from fl_core.errors import TacitError, UnknownSession
 from fl_core.rounds.plan import Aggregation, RoundPlan
 from fl_core.rounds.planner import codec_of
 from fl_core.rounds.report import AggregateInfo, RoundReport
+from fl_core.secagg.messages import Beacon
 from fl_core.transport.channel import open_channel
 from fl_core.transport.errors import rpc_errors
 from fl_core.transport.identity import Role
 from fl_core.wire.chunks import ChunkWriter, TensorReader, tensor_writer
 from fl_core.wire.convert import (
     aggregate_to_proto,
+    beacon_from_proto,
     manifest_from_proto,
     manifest_to_proto,
     plan_from_proto,
@@ -195,6 +197,7 @@ class ScriptedKeyServer(keyserver_pb2_grpc.KeyServerServiceServicer):
         self.sessions = sessions
         self.aggregator = aggregator
         self.marked: list[int] = []
+        self.beacons: list[Beacon] = []
         self.unmask_answer: Callable[[Any], Any] = lambda request: keyserver_pb2.UnmaskResponse(
             signed=request.survivors, revealed=request.survivors, bytes_up={0: 50}, bytes_down={0: 60}
         )
@@ -205,6 +208,11 @@ class ScriptedKeyServer(keyserver_pb2_grpc.KeyServerServiceServicer):
     async def WatchExchange(self, request: Any, context: Any) -> AsyncIterator[Any]:
         async for event in self.sessions.get(request.session_id).exchange.follow():
             yield event
+
+    async def RevealBeacon(self, request: Any, context: Any) -> Any:
+        self.sessions.get(request.session_id)
+        self.beacons.append(beacon_from_proto(request.beacon))
+        return keyserver_pb2.RevealBeaconResponse()
 
     async def MarkLost(self, request: Any, context: Any) -> Any:
         session = self.sessions.get(request.session_id)
