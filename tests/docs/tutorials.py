@@ -96,6 +96,7 @@ class Terminal:
     """A shell that stops at the first command that fails. Made by `Terminal.open`."""
 
     name: str
+    folder: Path
     process: "subprocess.Popen[str]"
     lines: "queue.Queue[str | None]" = field(default_factory=queue.Queue)
     said: list[str] = field(default_factory=list)
@@ -115,7 +116,7 @@ class Terminal:
             text=True,
             start_new_session=True,
         )
-        terminal = cls(name, process)
+        terminal = cls(name, folder, process)
         reader = threading.Thread(target=terminal._read, daemon=True)
         reader.start()
         try:
@@ -158,7 +159,11 @@ class Terminal:
                 return
 
     def _failed(self, what: str) -> TutorialFailed:
-        return TutorialFailed(f"terminal {self.name} {what}; it said:\n" + "".join(self.said[-30:]))
+        parts = [f"terminal {self.name} {what}; it said:", "".join(self.said[-30:])]
+        # What runs in the background says there why it ended.
+        for log in sorted(self.folder.glob("*.log")):
+            parts += [f"{log.name} ends with:", log.read_text()[-600:]]
+        return TutorialFailed("\n".join(parts))
 
     def _read(self) -> None:
         assert self.process.stdout is not None
