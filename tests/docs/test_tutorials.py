@@ -55,6 +55,7 @@ def test_the_bash_blocks_of_the_quickstart_name_every_step() -> None:
         "```bash\nfalse\ntrue\n```\n",
         "```bash\nvalue=$(python -c 'raise SystemExit(1)')\n```\n",
         "```bash\nkill $(jobs -p)\nwait\n```\n",
+        "```bash\nsleep 300 &\nfalse\n```\n",
         "```bash terminal=other until=READY\necho no\nfalse\n```\n",
     ],
 )
