@@ -13,6 +13,7 @@ MODULES = {
     "round": "benchmarks.round_path",
     "transport": "benchmarks.transport",
     "secagg": "benchmarks.secagg",
+    "secaggplus": "benchmarks.secaggplus",
     "masking": "benchmarks.masking",
 }
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from functools import partial
@@ -12,9 +13,11 @@ import numpy as np
 import pytest
 from scripted_services import Cluster, Ticking
 
-from client_sdk import SiteObserver
+from client_sdk import SiteObserver, SitePolicy
 from fl_core.codec.packing import pack, unpack
-from fl_core.rounds.plan import RoundPlan, ServiceEndpoint
+from fl_core.rounds.plan import RoundPlan, ServiceEndpoint, SparseGraph
+from fl_core.secagg.beacon import SecretBeacon, make_beacon
+from fl_core.secagg.degrees import Profile
 from fl_core.transport.channel import open_channel
 from fl_core.transport.identity import Role
 from fl_core.transport.tls import LiveCredentials
@@ -64,6 +67,18 @@ class Conductor:
             if event.WhichOneof("event") == "closed":
                 return tuple(event.closed.shared)
         raise AssertionError("the exchange did not close")
+
+    async def reveal_beacon(self, plan: RoundPlan, secret: SecretBeacon) -> None:
+        request = keyserver_pb2.WatchExchangeRequest(session_id=plan.session_id)
+        async for event in self.keyserver.WatchExchange(request, timeout=30):
+            if event.WhichOneof("event") == "frozen":
+                beacon = secret.reveal(plan.binding, event.frozen.directory_digest)
+                answer = keyserver_pb2.RevealBeaconRequest(
+                    session_id=plan.session_id, beacon=convert.beacon_to_proto(beacon)
+                )
+                await self.keyserver.RevealBeacon(answer, timeout=10)
+                return
+        raise AssertionError("the keys were not frozen")
 
     async def uploaded(self, plan: RoundPlan, count: int) -> None:
         request = aggregator_pb2.WatchAggregationRequest(session_id=plan.session_id)
@@ -143,6 +158,23 @@ async def test_five_sites_and_real_services_give_the_exact_sum(conductor: Conduc
     await conductor.uploaded(plan, 5)
     survivors, response = await conductor.unmask(plan, eligible)
     assert (survivors, response.failure) == ((0, 1, 2, 3, 4), 0)
+    _check_exact(conductor, plan, survivors)
+
+
+async def test_ten_sites_on_a_sparse_graph_give_the_exact_sum(conductor: Conductor, take_part: TakePart) -> None:
+    names = tuple(f"site-{number}" for number in range(10))
+    secret = make_beacon(os.urandom)
+    graph = SparseGraph(6, Profile.EQUIVOCATION_SAFE, secret.commitment)
+    plan = conductor.cluster.plan(*names, graph=graph, threshold=4, min_survivors=9, max_dropout=0.1)
+    policy = SitePolicy(min_cohort=1, min_corrupt=0.0)
+    for step, name in enumerate(names, start=1):
+        take_part(conductor.cluster.config(name, policy=policy), Ticking(0.01 * step, step))
+    await conductor.open(plan)
+    await conductor.reveal_beacon(plan, secret)
+    eligible = await conductor.shared(plan)
+    await conductor.uploaded(plan, 10)
+    survivors, response = await conductor.unmask(plan, eligible)
+    assert (survivors, response.failure) == (tuple(range(10)), 0)
     _check_exact(conductor, plan, survivors)
 
 
