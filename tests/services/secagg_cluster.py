@@ -57,11 +57,11 @@ from services.runtime.settings import ServiceSettings
 RING_BITS = 16
 LEVEL_BITS = 8
 FAST = PhaseSchedule(
-    advertising=PhaseBounds(0.4, 4.0),
-    sharing=PhaseBounds(0.4, 4.0),
-    uploading=PhaseBounds(0.4, 10.0),
-    signing=PhaseBounds(0.4, 4.0),
-    revealing=PhaseBounds(0.4, 4.0),
+    advertising=PhaseBounds(2.0, 20.0),
+    sharing=PhaseBounds(2.0, 20.0),
+    uploading=PhaseBounds(2.0, 20.0),
+    signing=PhaseBounds(2.0, 20.0),
+    revealing=PhaseBounds(2.0, 20.0),
 )
 
 
