@@ -40,7 +40,7 @@ def test_the_figures_come_in_the_one_form(name: str) -> None:
 def test_every_benchmark_has_its_section_in_the_readme() -> None:
     text = (ROOT / "benchmarks" / "README.md").read_text()
     choices = benchmark("--help").stdout.split("{", 1)[1].split("}", 1)[0].split(",")
-    assert sorted(choices) == ["masking", "round", "secagg", "transport"]
+    assert {"masking", "round", "secagg", "transport"} <= set(choices)
     for name in choices:
         assert f"## `{name}`" in text
 
