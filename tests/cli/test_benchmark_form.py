@@ -20,6 +20,7 @@ def benchmark(*arguments: str) -> subprocess.CompletedProcess[str]:
     [
         "masking",
         "secagg",
+        "secaggplus",
         pytest.param("round", marks=pytest.mark.e2e),
         pytest.param("transport", marks=pytest.mark.e2e),
     ],
@@ -40,7 +41,7 @@ def test_the_figures_come_in_the_one_form(name: str) -> None:
 def test_every_benchmark_has_its_section_in_the_readme() -> None:
     text = (ROOT / "benchmarks" / "README.md").read_text()
     choices = benchmark("--help").stdout.split("{", 1)[1].split("}", 1)[0].split(",")
-    assert sorted(choices) == ["masking", "round", "secagg", "transport"]
+    assert sorted(choices) == ["masking", "round", "secagg", "secaggplus", "transport"]
     for name in choices:
         assert f"## `{name}`" in text
 
