@@ -31,7 +31,7 @@ from fl_core.transport.retry import retry
 
 log = structlog.get_logger(__name__)
 
-SLACK_S = 5.0
+SLACK_S = 15.0
 """What a site waits longer than the schedule of a phase, so that the service is the one that ends it."""
 
 First = TypeVar("First")
