@@ -321,7 +321,10 @@ class AwaitingSurvivors:
         _check_in_second_set(self.directory, index, self.participants, survivors)
         if index not in survivors:
             raise RemoteProtocolError(
-                "the survivors leave this site out, though it is alive", expected=f"{index} among the survivors"
+                "the survivors leave this site out, though it is alive",
+                expected=f"{index} among the survivors",
+                got=f"{len(survivors)} others",
+                fix="do not go on; wait for the next attempt",
             )
         check_enough(len(survivors), self.member.context.min_survivors, "survivors")
         check_reach(self.directory, index, survivors, "neighbours survived")

@@ -24,7 +24,7 @@ from services.coordinator.tables import (
     Scalars,
     TransitionRow,
 )
-from services.runtime.database import Database
+from services.runtime.database import Database, undivided
 
 _FINAL = [RoundState.COMMITTED.value, RoundState.ABANDONED.value]
 
@@ -35,6 +35,7 @@ class RoundStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
+    @undivided
     async def open(self, job_id: JobId, now: float) -> AttemptKey:
         """Begin the next attempt at the job's next round, in state recruiting.
 
@@ -64,6 +65,7 @@ class RoundStore:
         await _log(session, key, RoundState.RECRUITING, now)
         return key
 
+    @undivided
     async def bind(self, key: AttemptKey, opening: Opening, state: RoundState, now: float) -> None:
         """Leave recruiting: the plan stands, its session and cohort are known.
 
@@ -82,6 +84,7 @@ class RoundStore:
                 for index, entry in enumerate(opening.roster)
             )
 
+    @undivided
     async def advance(
         self,
         key: AttemptKey,
@@ -105,6 +108,7 @@ class RoundStore:
             if survivors:
                 await session.execute(survive)
 
+    @undivided
     async def record_dropout(self, key: AttemptKey, index: int, reason: DropoutReason, phase: RoundState) -> None:
         """Keep why a site dropped out and when; the first reason stands."""
         change = (
@@ -116,6 +120,7 @@ class RoundStore:
         async with self._database.transaction() as session:
             await session.execute(change)
 
+    @undivided
     async def commit(
         self, key: AttemptKey, model: ModelRecord, total_weight: int, aggregate_sha256: bytes, now: float
     ) -> None:
@@ -143,6 +148,7 @@ class RoundStore:
                 )
             session.add(model_row(model))
 
+    @undivided
     async def abandon(self, key: AttemptKey, reason: AbandonReason, now: float, detail: str = "") -> None:
         """Give up an open attempt.
 
@@ -152,6 +158,7 @@ class RoundStore:
         async with self._database.transaction() as session:
             await _abandon(session, key, reason, now, detail)
 
+    @undivided
     async def abandon_open(self, reason: AbandonReason, now: float, detail: str = "") -> list[bytes]:
         """Give up every open attempt and close every report left open: the first act after a restart.
 
@@ -168,6 +175,7 @@ class RoundStore:
                 row.closed_at = now
         return [row.session_id for row in opened if row.session_id is not None]
 
+    @undivided
     async def close(
         self,
         key: AttemptKey,
@@ -204,6 +212,7 @@ class RoundStore:
                 for site in evaluations
             )
 
+    @undivided
     async def current(self, job_id: str, now: float) -> RoundReport | None:
         """The attempt of a job whose report is still open; the phase that it is in counts up to `now`."""
         query = (
@@ -216,6 +225,7 @@ class RoundStore:
             row = await session.scalar(query)
             return await _report(session, row, now) if row is not None else None
 
+    @undivided
     async def reports(self, job_id: str, *, after: tuple[int, int] = (0, 0)) -> list[RoundReport]:
         """Closed reports of a job in order: those behind this round and attempt."""
         round_id, attempt = after
