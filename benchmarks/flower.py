@@ -1,4 +1,4 @@
-"""Flower's secure aggregation beside ours, in an interpreter of its own, because its pins and ours do not fit together."""
+"""Flower's secure aggregation beside ours, in an interpreter of its own: its pins and ours do not fit together."""
 
 import json
 import os

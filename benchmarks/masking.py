@@ -92,7 +92,7 @@ def _one_mask(length: int, turns: int, peer: Flower | None) -> list[Figure]:
 
 
 def _openssl_then_numpy(vector: Words, zeros: memoryview, keystream: bytearray) -> None:
-    """What OpenSSL and numpy do for a mask: keystream into a buffer that is there already, then an addition in place."""
+    """What OpenSSL and numpy do for a mask: keystream into a buffer that is there, then an addition in place."""
     _keystream(zeros, keystream)
     np.add(vector, np.frombuffer(keystream, RING_DTYPE, len(vector)), out=vector)
 

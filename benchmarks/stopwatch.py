@@ -24,14 +24,14 @@ def one_core() -> Iterator[None]:
 
 
 def cpu_seconds(work: Callable[[], object]) -> float:
-    """CPU seconds of this process in `work`: what others do on the same machine counts for less than on a wall clock."""
+    """CPU seconds of this process in `work`: what others do on the machine counts for less than on a wall clock."""
     began = time.process_time()
     work()
     return time.process_time() - began
 
 
 def best_in_a_row(work: Callable[[], object], count: int) -> float:
-    """The least CPU seconds of `count` runs on end: work of microseconds finds the caches as its own last run left them."""
+    """The least CPU seconds of `count` runs on end, so that short work finds the caches as it left them itself."""
     return min(cpu_seconds(work) for _ in range(count))
 
 
