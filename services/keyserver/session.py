@@ -367,9 +367,11 @@ class ExchangeSession:
         self._gathering = self._gather_from(revealing.signers, threshold, schedule.revealing)
         self._revealing, self._proof = revealing, proof
         self._notice.announce()
-        await self._gather(AbandonReason.TOO_FEW_REVEALS, DropoutReason.UNMASK_TIMEOUT, "sites revealed shares")
+        try:
+            await self._gather(AbandonReason.TOO_FEW_REVEALS, DropoutReason.UNMASK_TIMEOUT, "sites revealed shares")
+        finally:
+            outcome.revealed = tuple(sorted(self._gathering.answered))
         self._phase = Phase.EXPANDING
-        outcome.revealed = tuple(sorted(self._gathering.answered))
         seeds = await self._rebuild(revealing)
         mask = await self._expand(seeds, threads)
         self._check_alive()

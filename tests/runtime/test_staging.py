@@ -11,8 +11,8 @@ import pytest
 
 from fl_core.codec.packing import pack
 from fl_core.errors import SessionFrozen, StorageError
-from services.aggregator.staging import StagingArea
 from services.runtime.sessions import run_to_end
+from services.runtime.staging import StagingArea, read_vector
 
 LENGTH = 3_000_001
 
@@ -27,7 +27,7 @@ async def test_a_staged_vector_is_read_back_exactly(tmp_path: Path, budget: int,
     with area.stage(len(payload)) as staged:
         for start in range(0, len(payload), 1 << 18):
             await staged.write(payload[start : start + (1 << 18)])
-        np.testing.assert_array_equal(staged.read_vector(LENGTH, ring_bits), vector)
+        np.testing.assert_array_equal(read_vector(staged, LENGTH, ring_bits), vector)
     assert area.free_bytes == budget
     assert list(tmp_path.iterdir()) == []
 
