@@ -182,7 +182,7 @@ def _session_to_unmask(size: int, threshold: int, dropped: int, length: int) -> 
     return _Grid(shares), state
 
 
-class _NoStrategy(FedAvg):
+class _NoStrategy(FedAvg):  # type: ignore[misc]
     """Keeps the stage from averaging once more: that is no part of unmasking."""
 
     def aggregate_fit(self, *_arguments: object) -> tuple[None, dict[str, bool]]:

@@ -4,9 +4,6 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TypeVar
-
-T = TypeVar("T")
 
 
 @contextmanager
@@ -33,13 +30,6 @@ def cpu_seconds(work: Callable[[], object]) -> float:
 def best_in_a_row(work: Callable[[], object], count: int) -> float:
     """The least CPU seconds of `count` runs on end, so that short work finds the caches as it left them itself."""
     return min(cpu_seconds(work) for _ in range(count))
-
-
-def timed(work: Callable[[], T]) -> tuple[T, float]:
-    """The result of `work`, and its CPU seconds."""
-    began = time.process_time()
-    result = work()
-    return result, time.process_time() - began
 
 
 def best_by_turns(measurements: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, float]:

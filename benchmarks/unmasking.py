@@ -6,13 +6,14 @@ survivors the masks between two survivors, which cancel, are left out.
 """
 
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from functools import partial
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 
-from benchmarks.stopwatch import timed
 from fl_core.crypto.mask_prg import combine_masks, lane_dtype, reduce_ring
 from fl_core.crypto.shamir import split_secrets
 from fl_core.secagg import client
@@ -41,6 +42,7 @@ from fl_core.secagg.sealing import SEALED_SHARE_BYTES, HeldShares, agree_share_k
 from fl_core.simulation.identity import FingerprintVerifier, simulated_signers, verifier_of
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 SURVIVOR = 0
 """The site whose own work can be timed: it survives."""
@@ -101,25 +103,29 @@ class PreparedSession:
     def serve(self) -> dict[str, float]:
         """The whole work of key server and aggregator, and a check of the sum; CPU seconds by step."""
         watch = Stopwatch()
-        sealed = [_sealed(self.directory, index) for index in self.directory.members]
         collecting = CollectingAdvertisements(self.context, self.verifier, self.topology)
-        watch("advertising", lambda: [collecting.receive(message) for message in self.advertisements])
+        for message in self.advertisements:
+            watch("advertising", collecting.receive, message)
         sharing, _ = watch("advertising", collecting.close)
-        watch("sharing", lambda: [sharing.receive(i, shares) for i, shares in enumerate(sealed)])
+        for index in self.directory.members:
+            watch("sharing", sharing.receive, index, _sealed(self.directory, index))
         relay, _ = watch("sharing", sharing.close)
         aggregator = CollectingMaskedInputs(self.context)
-        watch("adding", lambda: [aggregator.add(MaskedInput(i, vector)) for i, vector in self.masked.items()])
-        awaiting, survivors = watch("adding", lambda: aggregator.freeze(relay.participants))
-        signing = watch("signing", lambda: relay.freeze(survivors))
-        watch("signing", lambda: [signing.receive(signature) for signature in self.signatures.values()])
+        for index, vector in self.masked.items():
+            watch("adding", aggregator.add, MaskedInput(index, vector))
+        awaiting, survivors = watch("adding", aggregator.freeze, relay.participants)
+        signing = watch("signing", relay.freeze, survivors)
+        for signature in self.signatures.values():
+            watch("signing", signing.receive, signature)
         revealing, _ = watch("signing", signing.close)
-        reveals = [self._revealed(index) for index in self.survivors]
-        watch("revealing", lambda: [revealing.receive(message) for message in reveals])
+        for index in self.survivors:
+            watch("revealing", revealing.receive, self._revealed(index))
         seeds = watch("rebuilding", revealing.close)
         terms = watch("agreeing", lambda: [term for owner in seeds.owners for term in seeds.terms_of(owner)])
         mask = np.empty(self.context.length, lane_dtype(self.context.ring_bits))
-        watch("expanding", lambda: [job.expand(mask) for job in seeds.mask_jobs(1, terms)])
-        aggregate = watch("adding", lambda: awaiting.step(mask))
+        for job in watch("expanding", seeds.mask_jobs, 1, terms):
+            watch("expanding", job.expand, mask)
+        aggregate = watch("adding", awaiting.step, mask)
         np.testing.assert_array_equal(aggregate.sum, self._expected_sum())
         return watch.seconds
 
@@ -127,18 +133,16 @@ class PreparedSession:
         """The whole work of site 0, with every signature checked; CPU seconds by step."""
         watch = Stopwatch()
         index, member = SURVIVOR, self.sites[SURVIVOR].member
-        watch(
-            "advertising",
-            lambda: client.advertise(self.context, index, member.signer, self.verifier, os.urandom, self.topology),
-        )
+        begin = partial(client.advertise, self.context, index, member.signer, self.verifier, os.urandom, self.topology)
+        watch("advertising", begin)
         site = replace(self.sites[index], _turn=Turn())
-        collecting, _ = watch("sharing", lambda: site.step(KeyDirectory(self.advertisements)))
+        collecting, _ = watch("sharing", site.step, KeyDirectory(self.advertisements))
         relayed = RelayedShares(tuple(self._sealed_for(index)))
-        ready = watch("opening", lambda: collecting.step(relayed))
-        awaiting, _ = watch("masking", lambda: ready.step(self.inputs[index]))
-        proving, _ = watch("signing", lambda: awaiting.step(SurvivorSet(self.survivors)))
+        ready = watch("opening", collecting.step, relayed)
+        awaiting, _ = watch("masking", ready.step, self.inputs[index])
+        proving, _ = watch("signing", awaiting.step, SurvivorSet(self.survivors))
         proof = ConsistencyProof(tuple(self.signatures[i] for i in self._signers_for(index)))
-        watch("revealing", lambda: proving.step(proof))
+        watch("revealing", proving.step, proof)
         return watch.seconds
 
     def _signers_for(self, index: int) -> list[int]:
@@ -174,9 +178,10 @@ class Stopwatch:
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
-    def __call__(self, name: str, work: Callable[[], T]) -> T:
-        result, seconds = timed(work)
-        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+    def __call__(self, name: str, work: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
+        began = time.process_time()
+        result = work(*arguments, **named)
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.process_time() - began
         return result
 
 
