@@ -18,9 +18,8 @@ from fl_core.crypto.mask_prg import combine_masks, lane_dtype, reduce_ring
 from fl_core.crypto.shamir import split_secrets
 from fl_core.secagg import client
 from fl_core.secagg.context import SessionContext
-from fl_core.secagg.directory import Directory, make_directory, survivors_statement
+from fl_core.secagg.directory import Directory, survivors_statement
 from fl_core.secagg.exchange import CollectingAdvertisements
-from fl_core.secagg.graph import Topology, complete_graph
 from fl_core.secagg.masked_sum import CollectingMaskedInputs
 from fl_core.secagg.masks import pair_term, self_term
 from fl_core.secagg.messages import (
@@ -54,7 +53,6 @@ class PreparedSession:
 
     context: SessionContext
     verifier: FingerprintVerifier = field(repr=False)
-    topology: Topology
     directory: Directory = field(repr=False)
     sites: Mapping[int, client.CollectingDirectory] = field(repr=False)
     advertisements: tuple[KeyAdvertisement, ...] = field(repr=False)
@@ -73,23 +71,21 @@ class PreparedSession:
         dropped: int,
         length: int,
         ring_bits: int,
-        topology: Topology = complete_graph,
     ) -> "PreparedSession":
         """Draw everything and bring every site to the end of round 3."""
         context = SessionContext(os.urandom(32), size, threshold, threshold, ring_bits, length)
         signers = simulated_signers(size, os.urandom)
         verifier = verifier_of(signers)
-        begun = [client.advertise(context, i, signers[i], verifier, os.urandom, topology) for i in range(size)]
+        begun = [client.advertise(context, i, signers[i], verifier, os.urandom) for i in range(size)]
         sites = {index: phase for index, (phase, _) in enumerate(begun)}
         advertisements = tuple(message for _, message in begun)
-        directory = make_directory(context, advertisements, topology)
+        directory = _directory(sites[SURVIVOR], advertisements)
         survivors = tuple(range(size - dropped))
         statement = survivors_statement(directory, range(size), survivors)
         inputs = {index: _vector(length, ring_bits) for index in survivors}
         return cls(
             context,
             verifier,
-            topology,
             directory,
             sites,
             advertisements,
@@ -103,7 +99,7 @@ class PreparedSession:
     def serve(self) -> dict[str, float]:
         """The whole work of key server and aggregator, and a check of the sum; CPU seconds by step."""
         watch = Stopwatch()
-        collecting = CollectingAdvertisements(self.context, self.verifier, self.topology)
+        collecting = CollectingAdvertisements(self.context, self.verifier)
         for message in self.advertisements:
             watch("advertising", collecting.receive, message)
         sharing, _ = watch("advertising", collecting.close)
@@ -133,7 +129,7 @@ class PreparedSession:
         """The whole work of site 0, with every signature checked; CPU seconds by step."""
         watch = Stopwatch()
         index, member = SURVIVOR, self.sites[SURVIVOR].member
-        begin = partial(client.advertise, self.context, index, member.signer, self.verifier, os.urandom, self.topology)
+        begin = partial(client.advertise, self.context, index, member.signer, self.verifier, os.urandom)
         watch("advertising", begin)
         site = replace(self.sites[index], _turn=Turn())
         collecting, _ = watch("sharing", site.step, KeyDirectory(self.advertisements))
@@ -183,6 +179,12 @@ class Stopwatch:
         result = work(*arguments, **named)
         self.seconds[name] = self.seconds.get(name, 0.0) + time.process_time() - began
         return result
+
+
+def _directory(site: client.CollectingDirectory, advertisements: tuple[KeyAdvertisement, ...]) -> Directory:
+    """The directory as a site sees it."""
+    following, _ = replace(site, _turn=Turn()).step(KeyDirectory(advertisements))
+    return following.directory
 
 
 def _vector(length: int, ring_bits: int) -> RingVector:

@@ -12,7 +12,8 @@ from fl_core.codec.packing import pack, unpack
 from fl_core.codec.spec import CodecSpec
 from fl_core.codec.tensors import TensorManifest, TensorSpec
 from fl_core.codec.update_codec import UpdateCodec
-from fl_core.crypto.agreement import generate_key_pair
+from fl_core.crypto.agreement import agree, agree_many, generate_key_pair
+from fl_core.crypto.agreement_engine import COMPILED_FROM
 from fl_core.crypto.mask_engine import best_engine
 from fl_core.crypto.mask_prg import combine_masks
 from fl_core.crypto.shamir import combine, lagrange_at_zero, parse_shares, split_secrets
@@ -67,12 +68,22 @@ def _session_costs(cohort: stages.Cohort) -> dict[str, float]:
     ready = collecting.step(relayed[0])
     masking = _best(lambda: replace(ready, _turn=Turn()).step(cohort.vectors[0]))
     peers = SITES - 1
+    ours, theirs = generate_key_pair(os.urandom), generate_key_pair(os.urandom)
+    agreement = _best(lambda: agree(ours.secret_key, theirs.public_key))
+    many = [theirs.public_key] * COMPILED_FROM
     return {
-        "sealing": max(sharing - checking, sharing / 10) / peers,
+        "agreement": agreement,
+        "agreement_in_numbers": _best(lambda: agree_many(ours.secret_key, many)) / COMPILED_FROM,
+        "sealing": _without(agreement, (sharing - checking) / peers),
         "opening": opening / peers,
-        "pair": masking / peers,
+        "pair": _without(agreement, masking / peers),
         "share": relaying / (SITES * peers),
     }
+
+
+def _without(part: float, whole: float) -> float:
+    """The rest of a measurement; never nothing, whatever the noise of the other one was."""
+    return max(whole - part, whole / 20)
 
 
 def _check_signatures(cohort: stages.Cohort, messages: Sequence[KeyAdvertisement]) -> None:

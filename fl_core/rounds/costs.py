@@ -11,6 +11,7 @@ from types import MappingProxyType
 
 from fl_core.codec.packing import packed_bytes
 from fl_core.codec.spec import HEADER_COORDINATES
+from fl_core.crypto.agreement_engine import COMPILED_FROM
 from fl_core.crypto.mask_prg import lane_dtype
 from fl_core.crypto.shamir import SHARE_BYTES
 from fl_core.errors import PlanError
@@ -37,8 +38,10 @@ class UnitCosts:
         key_pair: one key pair.
         signature: one signature made.
         verification: one signature checked.
-        pair: one agreement and the mask key derived from it.
-        sealing: one agreement, two share keys, one share sealed.
+        agreement: one key agreement.
+        agreement_in_numbers: one of many that are made together.
+        pair: a mask key derived from an agreement.
+        sealing: two share keys derived from an agreement, one share sealed.
         opening: one share opened.
         split: the two secrets of a site shared, for each holder and each coefficient.
         coefficient: a Lagrange coefficient, for each other holder.
@@ -57,6 +60,8 @@ class UnitCosts:
     key_pair: float
     signature: float
     verification: float
+    agreement: float
+    agreement_in_numbers: float
     pair: float
     sealing: float
     opening: float
@@ -80,21 +85,23 @@ class UnitCosts:
 
 
 PACKAGED = UnitCosts(
-    machine="AMD EPYC (Zen 5), one core, masks by VAES",
-    key_pair=15e-6,
+    machine="AMD EPYC (Zen 5), one core, masks by VAES, agreements by IFMA",
+    key_pair=16e-6,
     signature=20e-6,
-    verification=58e-6,
-    pair=40e-6,
-    sealing=50e-6,
-    opening=8e-6,
-    split=28e-9,
-    coefficient=3.6e-9,
-    rebuild=3.5e-9,
-    share=0.6e-6,
+    verification=52e-6,
+    agreement=34e-6,
+    agreement_in_numbers=4.6e-6,
+    pair=8e-6,
+    sealing=45e-6,
+    opening=7.5e-6,
+    split=19e-9,
+    coefficient=6e-9,
+    rebuild=7.5e-9,
+    share=0.5e-6,
     mask_byte=0.033e-9,
-    encode=1.0e-9,
-    add=0.6e-9,
-    decode=0.4e-9,
+    encode=1e-9,
+    add=0.7e-9,
+    decode=0.3e-9,
 )
 
 
@@ -175,14 +182,15 @@ class PartyCost:
 
 def site_cost(shape: SessionShape, costs: UnitCosts) -> PartyCost:
     """A site, without its training."""
+    agreement = _agreement(shape, costs)
     steps = {
         "keys": 3 * costs.key_pair
         + 2 * costs.signature
-        + shape.degree * (costs.verification + costs.sealing)
+        + shape.degree * (costs.verification + agreement + costs.sealing)
         + shape.degree * shape.threshold * costs.split,
         "shares": shape.degree * costs.opening,
         "encoding": shape.length * costs.encode,
-        "masking": shape.degree * costs.pair + (shape.degree + 1) * shape.vector_bytes * costs.mask_byte,
+        "masking": shape.degree * (agreement + costs.pair) + (shape.degree + 1) * shape.vector_bytes * costs.mask_byte,
         "unmasking": shape.signers * costs.verification,
     }
     model = shape.parameters * FLOAT_BYTES
@@ -202,7 +210,7 @@ def key_server_cost(shape: SessionShape, costs: UnitCosts) -> PartyCost:
         "rebuilding": sets_of_holders * shape.threshold**2 * costs.coefficient
         + shape.size * shape.threshold * costs.rebuild
         + shape.dropped * costs.key_pair,
-        "agreeing": shape.pairs * costs.pair,
+        "agreeing": shape.pairs * (_agreement(shape, costs) + costs.pair),
         "expanding": masks * shape.vector_bytes * costs.mask_byte,
     }
     held = shares * (SEALED_SHARE_BYTES + SHARE_BYTES + 2 * OBJECT_BYTES) + shape.size * ADVERTISEMENT_BYTES
@@ -220,6 +228,11 @@ def coordinator_cost(shape: SessionShape, costs: UnitCosts) -> PartyCost:
     """The coordinator, when it applies the sum."""
     steps = {"decoding": shape.length * costs.decode}
     return PartyCost(MappingProxyType(steps), 3 * shape.parameters * FLOAT_BYTES + shape.vector_bytes)
+
+
+def _agreement(shape: SessionShape, costs: UnitCosts) -> float:
+    """A site agrees with all of its neighbours together; few of them are not worth loading compiled code for."""
+    return costs.agreement_in_numbers if shape.degree >= COMPILED_FROM else costs.agreement
 
 
 def bytes_up(shape: SessionShape) -> int:

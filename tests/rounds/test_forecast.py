@@ -9,7 +9,7 @@ from fl_core.errors import PlanError
 from fl_core.rounds.costs import PACKAGED, SessionShape, UnitCosts, aggregator_cost, key_server_cost, site_cost
 from fl_core.rounds.forecast import Question, foresee
 
-ONE_SECOND = UnitCosts("a machine on which everything takes a second", *([1.0] * 14))
+ONE_SECOND = UnitCosts("a machine on which everything takes a second", *([1.0] * 16))
 SHAPE = SessionShape(size=10, degree=9, threshold=7, dropped=3, parameters=98, ring_bits=16)
 
 
@@ -19,7 +19,7 @@ def question(**changes: object) -> Question:
 
 def test_the_key_server_agrees_once_for_each_dropped_site_and_survivor() -> None:
     steps = key_server_cost(SHAPE, ONE_SECOND).seconds_by_step
-    assert steps["agreeing"] == 3 * 7
+    assert steps["agreeing"] == 3 * 7 * 2
     assert steps["expanding"] == (7 + 3 * 7) * 100 * 2
     assert steps["signatures"] == 10 + 7
     assert steps["rebuilding"] == 7 * 7 + 10 * 7 + 3
@@ -27,9 +27,9 @@ def test_the_key_server_agrees_once_for_each_dropped_site_and_survivor() -> None
 
 def test_a_site_agrees_twice_and_checks_everybody_once_and_the_survivors_again() -> None:
     steps = site_cost(SHAPE, ONE_SECOND).seconds_by_step
-    assert steps["masking"] == 9 + 10 * 200
+    assert steps["masking"] == 9 * 2 + 10 * 200
     assert steps["unmasking"] == 7
-    assert steps["keys"] == 3 + 2 + 9 * 2 + 9 * 7
+    assert steps["keys"] == 3 + 2 + 9 * 3 + 9 * 7
     assert steps["encoding"] == 100
 
 
@@ -42,7 +42,7 @@ def test_the_aggregator_adds_each_upload_once_and_takes_one_mask_off() -> None:
 def test_a_sparse_graph_costs_the_key_server_fewer_agreements() -> None:
     sparse = replace(SHAPE, size=1000, degree=76, threshold=25, dropped=300)
     complete = replace(sparse, degree=999, threshold=667)
-    ours, theirs = (key_server_cost(shape, PACKAGED).seconds_by_step["agreeing"] for shape in (sparse, complete))
+    ours, theirs = (key_server_cost(shape, ONE_SECOND).seconds_by_step["agreeing"] for shape in (sparse, complete))
     assert ours == pytest.approx(theirs * 76 / 999)
 
 
