@@ -115,4 +115,4 @@ def _print(forecast: "Forecast") -> None:
         step, seconds = max(cost.seconds_by_step.items(), key=lambda item: item[1])
         parties.add_row(name, f"{cost.seconds:.3g}", bytes_text(cost.memory_bytes), f"{step}, {seconds:.3g} s")
     console().print(parties)
-    console().print(f"Seconds are of one core, without training and network, from unit costs of: {forecast.machine}.")
+    console().print(f"Seconds without training and network. Unit costs: {forecast.machine}.")
