@@ -32,7 +32,7 @@ def is_free(port: int) -> bool:
 @pytest.mark.e2e
 @pytest.mark.timeout(300)
 def test_the_quickstart_works_from_certificate_request_to_model(tmp_path: Path) -> None:
-    run_tutorial(QUICKSTART.replace("7001", str(free_base_port())), tmp_path, timeout_s=270)
+    run_tutorial(QUICKSTART.replace("7001", str(free_base_port())), tmp_path, timeout_s=200)
 
     for name, rounds in (("result.json", 3), ("clinic-result.json", 2)):
         result = json.loads((tmp_path / name).read_text())
@@ -55,12 +55,19 @@ def test_the_bash_blocks_of_the_quickstart_name_every_step() -> None:
         "```bash\nfalse\ntrue\n```\n",
         "```bash\nvalue=$(python -c 'raise SystemExit(1)')\n```\n",
         "```bash\nkill $(jobs -p)\nwait\n```\n",
+        "```bash\nsleep 300 &\nfalse\n```\n",
         "```bash terminal=other until=READY\necho no\nfalse\n```\n",
     ],
 )
 def test_a_command_that_fails_fails_the_tutorial(page: str, tmp_path: Path) -> None:
     with pytest.raises(TutorialFailed):
         run_tutorial(page, tmp_path, timeout_s=20)
+
+
+def test_the_log_of_what_ran_in_the_background_is_shown(tmp_path: Path) -> None:
+    page = "```bash\ntacit site --config none.yaml --trainer a:b 2> site.log &\nwait\nfalse\n```\n"
+    with pytest.raises(TutorialFailed, match=r"none\.yaml: the file cannot be read"):
+        run_tutorial(page, tmp_path, timeout_s=30)
 
 
 def test_a_command_that_hangs_fails_the_tutorial(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ _DONE = "tutorial-block-done"
 FILES = ("python", "yaml")
 FOR_READERS = ("sh", "text")
 STOP_S = 10.0
+POLL_S = 0.2
 
 
 class TutorialFailed(AssertionError):
@@ -96,8 +97,9 @@ class Terminal:
     """A shell that stops at the first command that fails. Made by `Terminal.open`."""
 
     name: str
+    folder: Path
     process: "subprocess.Popen[str]"
-    lines: "queue.Queue[str | None]" = field(default_factory=queue.Queue)
+    lines: "queue.Queue[str]" = field(default_factory=queue.Queue)
     said: list[str] = field(default_factory=list)
 
     @classmethod
@@ -115,7 +117,7 @@ class Terminal:
             text=True,
             start_new_session=True,
         )
-        terminal = cls(name, process)
+        terminal = cls(name, folder, process)
         reader = threading.Thread(target=terminal._read, daemon=True)
         reader.start()
         try:
@@ -146,25 +148,30 @@ class Terminal:
         Raises:
             TutorialFailed: the shell ends before, or time runs out.
         """
-        while True:
+        while time.monotonic() < deadline:
+            # What runs in the background keeps the pipe open when the shell has ended.
+            has_ended = self.process.poll() is not None
             try:
-                line = self.lines.get(timeout=max(0.0, deadline - time.monotonic()))
+                self.said.append(self.lines.get(timeout=POLL_S))
             except queue.Empty:
-                raise self._failed(f"is not at {text!r} in time") from None
-            if line is None:
-                raise self._failed(f"ended before {text!r}")
-            self.said.append(line)
-            if text in line:
+                if has_ended:
+                    raise self._failed(f"ended before {text!r}") from None
+                continue
+            if text in self.said[-1]:
                 return
+        raise self._failed(f"is not at {text!r} in time")
 
     def _failed(self, what: str) -> TutorialFailed:
-        return TutorialFailed(f"terminal {self.name} {what}; it said:\n" + "".join(self.said[-30:]))
+        parts = [f"terminal {self.name} {what}; it said:", "".join(self.said[-30:])]
+        # What runs in the background says there why it ended.
+        for log in sorted(self.folder.glob("*.log")):
+            parts += [f"{log.name} ends with:", log.read_text()[-600:]]
+        return TutorialFailed("\n".join(parts))
 
     def _read(self) -> None:
         assert self.process.stdout is not None
         for line in self.process.stdout:
             self.lines.put(line)
-        self.lines.put(None)
 
     def _end(self) -> None:
         for number in (signal.SIGTERM, signal.SIGKILL):
