@@ -21,7 +21,7 @@ UNMASKING = ("rebuilding", "agreeing", "expanding")
 WANTED_UNMASKING = 500.0
 PAPER_SERVER_S = 413.767
 PAPER_CLIENT_S = 1.699
-"""Bonawitz et al. 2017, table 2: n = 1000, d = 100,000 of 24 bits, 30 % dropped; one thread, without signatures."""
+"""Bonawitz et al. 2017, figure 8: n = 1000, d = 100,000 of 24 bits, 30 % dropped; one thread, without signatures."""
 
 
 def measure(*, quick: bool = False) -> list[Figure]:
