@@ -25,6 +25,18 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --editable '.[all]'
 	touch $@
 
+BENCH_VENV := .venv-bench
+.PHONY: bench-setup
+bench-setup: $(BENCH_VENV)/.installed  ## Flower in an environment of its own, for the side-by-side benchmarks
+
+# Only what the extra `bench` names, without our pins: the two sets of them do not fit together.
+$(BENCH_VENV)/.installed: export PIP_CONSTRAINT :=
+$(BENCH_VENV)/.installed: pyproject.toml
+	test -x $(BENCH_VENV)/bin/python || $(PYTHON) -m venv $(BENCH_VENV)
+	$(BENCH_VENV)/bin/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["bench"], sep="\n")' > $(BENCH_VENV)/requirements.txt
+	$(BENCH_VENV)/bin/python -m pip install --quiet --requirement $(BENCH_VENV)/requirements.txt
+	touch $@
+
 check: lint types contracts proto-current  ## everything that is checked without running the tests
 
 lint: setup
@@ -50,4 +62,4 @@ format: setup
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(BENCH_VENV) .mypy_cache .ruff_cache .hypothesis

@@ -1,100 +1,108 @@
-"""Whole sessions of secure aggregation in one process, by cohort: seconds in all, and seconds of each party."""
+"""Secure aggregation on one core: sessions by cohort, Shamir, unmasking, and the table of Bonawitz et al. 2017."""
 
-import time
-from collections import defaultdict
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import ParamSpec, TypeVar
+import os
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
 
 from benchmarks.figures import Figure
-from fl_core.secagg import client
-from fl_core.secagg.exchange import CollectingAdvertisements
-from fl_core.secagg.masked_sum import CollectingMaskedInputs
-from fl_core.simulation import stages
-from fl_core.simulation.faults import spread_dropouts
-from fl_core.simulation.federation import simulate_session
+from benchmarks.flower import Flower, flower
+from benchmarks.sessions import measure_sessions
+from benchmarks.stopwatch import best_by_turns, best_in_a_row, one_core
+from benchmarks.unmasking import PreparedSession
+from fl_core.crypto.shamir import combine, lagrange_at_zero, parse_shares, split_secrets
 
-SIZES = (50, 100, 200)
-LENGTH = 10_000
-DROPOUT = 0.3
-
-T = TypeVar("T")
-Arguments = ParamSpec("Arguments")
+TURNS = 3
+IN_A_ROW = 5
+SECRET_BYTES = 32
+MANY_SECRETS = 300
+UNMASKING = ("rebuilding", "agreeing", "expanding")
+WANTED_UNMASKING = 500.0
+PAPER_SERVER_S = 413.767
+PAPER_CLIENT_S = 1.699
+"""Bonawitz et al. 2017, figure 8: n = 1000, d = 100,000 of 24 bits, 30 % dropped; one thread, without signatures."""
 
 
 def measure(*, quick: bool = False) -> list[Figure]:
-    """For each cohort: a session without faults by party, and one in which 30 % drop out over all phases."""
-    figures: list[Figure] = []
-    # The first session compiles and loads; that is no part of the others.
-    _Timed(stages.make_cohort(8, length=64)).run()
-    for size in (10,) if quick else SIZES:
-        cohort = stages.make_cohort(size, length=LENGTH)
-        timed = _Timed(cohort)
-        timed.run()
-        figures += [
-            Figure(f"session_{size}_sites", sum(timed.seconds.values()), "s"),
-            Figure(f"one_site_of_{size}", timed.seconds["site"] / size, "s"),
-            Figure(f"key_server_of_{size}", timed.seconds["key server"], "s"),
-            Figure(f"aggregator_of_{size}", timed.seconds["aggregator"], "s"),
-            Figure(f"session_{size}_sites_30_percent_drop_out", _with_dropouts(cohort), "s"),
+    """Seconds of CPU, each beside Flower's function or the paper's figure where there is one."""
+    with one_core(), flower() as peer:
+        return [
+            *measure_sessions(quick=quick),
+            *_shamir(100 if quick else 1000, 67 if quick else 667),
+            *_shamir_beside_flower(20 if quick else 500, 11 if quick else 251, peer),
+            *_unmasking(peer, size=20 if quick else 100, dropped=6 if quick else 30),
+            *_bonawitz(100 if quick else 1000),
         ]
-    return figures
 
 
-def _with_dropouts(cohort: stages.Cohort) -> float:
-    schedule = spread_dropouts(range(int(DROPOUT * cohort.context.size)))
-    began = time.perf_counter()
-    result = simulate_session(cohort.context, cohort.vectors, cohort.entropy, schedule=schedule, signers=cohort.signers)
-    seconds = time.perf_counter() - began
-    np.testing.assert_array_equal(result.sum, cohort.sum_of(result.survivors))
-    return seconds
+def _shamir(size: int, threshold: int) -> list[Figure]:
+    """One site's two secrets split, and many secrets of the same holders rebuilt."""
+    secrets = [os.urandom(SECRET_BYTES) for _ in range(MANY_SECRETS)]
+    shares = split_secrets(secrets, threshold, range(size), os.urandom)
+    rows = np.stack([parse_shares(held) for held in shares[:threshold]])
+    coefficients = lagrange_at_zero(range(threshold))
+    seconds = _best(
+        {
+            "split": lambda: split_secrets(secrets[:2], threshold, range(size), os.urandom),
+            "coefficients": lambda: lagrange_at_zero(range(threshold)),
+            "rebuild": lambda: combine(coefficients, rows),
+        }
+    )
+    return [
+        Figure(f"split_2_secrets_of_{size}_sites", seconds["split"], "s"),
+        Figure(f"coefficients_of_{size}_sites", seconds["coefficients"], "s"),
+        Figure(f"rebuild_{MANY_SECRETS}_secrets_of_{size}_sites", seconds["rebuild"], "s"),
+    ]
 
 
-@dataclass(slots=True)
-class _Timed:
-    """One session without faults, with a stopwatch for each party."""
+def _shamir_beside_flower(size: int, threshold: int, peer: Flower | None) -> list[Figure]:
+    """The two secrets of one site, split and rebuilt, coefficients included."""
+    secrets = [os.urandom(SECRET_BYTES) for _ in range(2)]
+    holders = range(threshold)
+    shares = split_secrets(secrets, threshold, range(size), os.urandom)[:threshold]
+    seconds = _best(
+        {
+            "split": lambda: split_secrets(secrets, threshold, range(size), os.urandom),
+            "combine": lambda: combine(lagrange_at_zero(holders), np.stack([parse_shares(held) for held in shares])),
+        }
+    )
+    theirs = {name: peer.seconds(name, size=size, threshold=threshold) for name in seconds} if peer else {}
+    return [Figure(f"shamir_{name}_{size}_sites", taken, "s", theirs.get(name)) for name, taken in seconds.items()]
 
-    cohort: stages.Cohort
-    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
-    def run(self) -> None:
-        """Run it and check the sum."""
-        context, verifier, entropy = self.cohort.context, self.cohort.verifier, self.cohort.entropy
-        indices = range(context.size)
-        server, aggregator = CollectingAdvertisements(context, verifier), CollectingMaskedInputs(context)
-        advertised = [
-            self._of("site", client.advertise, context, index, self.cohort.signers[index], verifier, entropy)
-            for index in indices
-        ]
-        for _, advertisement in advertised:
-            self._of("key server", server.receive, advertisement)
-        sharing, directory = self._of("key server", server.close)
-        shared = [self._of("site", phase.step, directory) for phase, _ in advertised]
-        for index, (_, sealed) in enumerate(shared):
-            self._of("key server", sharing.receive, index, sealed)
-        relay, relayed = self._of("key server", sharing.close)
-        ready = [self._of("site", phase.step, relayed[index]) for index, (phase, _) in enumerate(shared)]
-        uploads = [self._of("site", phase.step, self.cohort.vectors[index]) for index, phase in enumerate(ready)]
-        for _, masked in uploads:
-            self._of("aggregator", aggregator.add, masked)
-        awaiting, survivors = aggregator.freeze(relay.participants)
-        signing = self._of("key server", relay.freeze, survivors)
-        signed = [self._of("site", phase.step, survivors) for phase, _ in uploads]
-        for _, signature in signed:
-            self._of("key server", signing.receive, signature)
-        revealing, proof = self._of("key server", signing.close)
-        revealed = [self._of("site", phase.step, proof) for phase, _ in signed]
-        for _, shares in revealed:
-            self._of("key server", revealing.receive, shares)
-        mask = self._of("key server", self._of("key server", revealing.close).combined_mask)
-        aggregate = self._of("aggregator", awaiting.step, mask)
-        np.testing.assert_array_equal(aggregate.sum, self.cohort.sum_of(indices))
+def _unmasking(peer: Flower | None, *, size: int, dropped: int) -> list[Figure]:
+    """Rebuild, agree and expand for a complete graph; what Flower does in its unmask stage."""
+    threshold, length = size // 2 + 1, 100_000
+    session = PreparedSession.prepare(size, threshold=threshold, dropped=dropped, length=length, ring_bits=32)
+    runs = [session.serve() for _ in range(TURNS)]
+    ours = min(sum(run[step] for step in UNMASKING) for run in runs)
+    name = f"unmask_{size}_sites_{dropped}_dropped"
+    if peer is None:
+        return [Figure(name, ours, "s")]
+    theirs = peer.seconds("unmask", size=size, threshold=threshold, dropped=dropped, length=length)
+    return [Figure(name, ours, "s", theirs), Figure(f"{name}_times_flower", theirs / ours, "x", WANTED_UNMASKING)]
 
-    def _of(self, party: str, work: Callable[Arguments, T], *arguments: Arguments.args, **named: Arguments.kwargs) -> T:
-        """Do a step of a party, on its stopwatch."""
-        began = time.perf_counter()
-        result = work(*arguments, **named)
-        self.seconds[party] += time.perf_counter() - began
-        return result
+
+def _bonawitz(size: int) -> list[Figure]:
+    """The paper's own table: every step of the server, and of a site that checks all signatures."""
+    session = PreparedSession.prepare(
+        size, threshold=2 * size // 3 + 1, dropped=3 * size // 10, length=100_000, ring_bits=24
+    )
+    is_the_table = size == 1000
+    server = _fastest(session.serve)
+    site = _fastest(session.take_part)
+    return [
+        Figure(f"bonawitz_{size}_server", sum(server.values()), "s", PAPER_SERVER_S if is_the_table else None),
+        *(Figure(f"bonawitz_{size}_server_{step}", taken, "s") for step, taken in server.items()),
+        Figure(f"bonawitz_{size}_site", sum(site.values()), "s", PAPER_CLIENT_S if is_the_table else None),
+        *(Figure(f"bonawitz_{size}_site_{step}", taken, "s") for step, taken in site.items()),
+    ]
+
+
+def _best(works: Mapping[str, Callable[[], object]]) -> dict[str, float]:
+    return best_by_turns({name: partial(best_in_a_row, work, IN_A_ROW) for name, work in works.items()}, TURNS)
+
+
+def _fastest(run: Callable[[], dict[str, float]]) -> dict[str, float]:
+    return min((run() for _ in range(TURNS)), key=lambda seconds: sum(seconds.values()))

@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from cli import db, evaluate, jobs, model, serve, site, status, train, up, version
+from cli import db, evaluate, jobs, model, plan, serve, site, status, train, up, version
 from cli.demo.command import demo
 from cli.pki import pki_app
 from fl_core.errors import TacitError
@@ -32,6 +32,7 @@ OTHER = "Other"
 
 app.command("demo", rich_help_panel=START)(demo)
 app.command("up", rich_help_panel=START)(up.up)
+app.command("plan", rich_help_panel=OPERATE)(plan.plan)
 app.command("train", rich_help_panel=OPERATE)(train.train)
 app.command("status", rich_help_panel=OPERATE)(status.status)
 app.command("evaluate", rich_help_panel=OPERATE)(evaluate.evaluate)

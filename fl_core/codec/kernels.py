@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fl_core.codec import kernels_numpy
+from fl_core.codec.kernels_numpy import Coins
 from fl_core.codec.tensors import FloatVector
 from fl_core.crypto.mask_prg import RingVector
 
@@ -17,7 +18,7 @@ class Kernels(Protocol):
     """The functions that touch every coordinate; see `kernels_numpy` for what they mean."""
 
     def quantize(
-        self, update: FloatVector, scale: float, clip: float, bits: int, uniform: FloatVector, out: RingVector, /
+        self, update: FloatVector, scale: float, clip: float, bits: int, coins: Coins, out: RingVector, /
     ) -> None: ...
 
     def dequantize_sum(self, levels: RingVector, offset: float, step: float, out: FloatVector, /) -> None: ...

@@ -1,23 +1,25 @@
 """Compiled twins of `kernels_numpy`, where the docstrings are. Importing this module imports numba."""
 
 from collections.abc import Callable
-from typing import ParamSpec
+from typing import ParamSpec, TypeVar
 
 import numba
 import numpy as np
 import numpy.typing as npt
 
+from fl_core.codec.kernels_numpy import COIN, Coins
 from fl_core.codec.tensors import FloatVector
 from fl_core.crypto.mask_prg import RingVector
 
 ByteVector = npt.NDArray[np.uint8]
 
 P = ParamSpec("P")
+R = TypeVar("R")
 
 
-def _compiled(kernel: Callable[P, None]) -> Callable[P, None]:
+def _compiled(kernel: Callable[P, R]) -> Callable[P, R]:
     try:
-        compiled: Callable[P, None] = numba.njit(nogil=True, cache=True)(kernel)
+        compiled: Callable[P, R] = numba.njit(nogil=True, cache=True)(kernel)
     except RuntimeError:
         # An installation that cannot be written to and a user without a cache folder: compile in each process.
         compiled = numba.njit(nogil=True)(kernel)
@@ -25,13 +27,14 @@ def _compiled(kernel: Callable[P, None]) -> Callable[P, None]:
 
 
 @_compiled
-def quantize(update: FloatVector, scale: float, clip: float, bits: int, uniform: FloatVector, out: RingVector) -> None:
+def quantize(update: FloatVector, scale: float, clip: float, bits: int, coins: Coins, out: RingVector) -> None:
     top = float((1 << bits) - 1)
     steps = top / (2.0 * clip)
     for i in range(len(update)):
         clamped = min(max(np.float64(update[i]), -clip), clip)
-        level = np.floor((clamped * scale + clip) * steps + np.float64(uniform[i]))
-        out[i] = np.uint32(min(level, top))
+        level = (clamped * scale + clip) * steps + np.float64(coins[i]) * COIN
+        # No level is negative or above 2**24, so that cutting the fraction off is what floor does.
+        out[i] = np.int32(min(level, top))
 
 
 @_compiled
@@ -42,35 +45,48 @@ def dequantize_sum(levels: RingVector, offset: float, step: float, out: FloatVec
 
 @_compiled
 def pack(vector: RingVector, bits: int, out: ByteVector) -> None:
-    width = np.uint64(bits)
-    eight = np.uint64(8)
-    held = np.uint64(0)
-    filled = np.uint64(0)
+    width, word_bits, byte_bits = np.uint64(bits), np.uint64(64), np.uint64(8)
+    words = out[: len(out) // 8 * 8].view(np.uint64)
+    held, filled = np.uint64(0), np.uint64(0)
     place = 0
     for i in range(len(vector)):
-        held |= np.uint64(vector[i]) << filled
+        value = np.uint64(vector[i])
+        held |= value << filled
         filled += width
-        while filled >= eight:
-            out[place] = np.uint8(held & np.uint64(255))
-            held >>= eight
-            filled -= eight
+        if filled >= word_bits:
+            words[place] = held
             place += 1
-    if filled > np.uint64(0):
-        out[place] = np.uint8(held & np.uint64(255))
+            filled -= word_bits
+            held = value >> (width - filled)
+    for last in range(8 * place, len(out)):
+        out[last] = np.uint8(held & np.uint64(255))
+        held >>= byte_bits
+
+
+@_compiled
+def _last_word(data: ByteVector, start: int) -> np.uint64:
+    """The bytes from `start` on, which fill no whole word."""
+    word = np.uint64(0)
+    for place in range(start, len(data)):
+        word |= np.uint64(data[place]) << np.uint64(8 * (place - start))
+    return word
 
 
 @_compiled
 def unpack(data: ByteVector, bits: int, out: RingVector) -> None:
-    width = np.uint64(bits)
+    width, word_bits = np.uint64(bits), np.uint64(64)
     mask = (np.uint64(1) << width) - np.uint64(1)
-    held = np.uint64(0)
-    filled = np.uint64(0)
+    words = data[: len(data) // 8 * 8].view(np.uint64)
+    held, filled = np.uint64(0), np.uint64(0)
     place = 0
     for i in range(len(out)):
-        while filled < width:
-            held |= np.uint64(data[place]) << filled
-            filled += np.uint64(8)
+        if filled < width:
+            word = words[place] if place < len(words) else _last_word(data, 8 * place)
             place += 1
-        out[i] = np.uint32(held & mask)
-        held >>= width
-        filled -= width
+            out[i] = np.uint32((held | (word << filled)) & mask)
+            held = word >> (width - filled)
+            filled += word_bits - width
+        else:
+            out[i] = np.uint32(held & mask)
+            held >>= width
+            filled -= width

@@ -12,11 +12,17 @@ from fl_core.crypto.mask_prg import RingVector
 
 ByteVector = npt.NDArray[np.uint8]
 
+Coins = npt.NDArray[np.uint32]
+"""(d,) uint32, uniform: the coins of stochastic rounding."""
+
+COIN = 2.0**-32
+"""What a coin is a multiple of, as a number in [0, 1)."""
+
 BLOCK = 1 << 16
 """Coordinates that are worked on at a time, so that no intermediate result is as large as a model. A multiple of 8."""
 
 
-def quantize(update: FloatVector, scale: float, clip: float, bits: int, uniform: FloatVector, out: RingVector) -> None:
+def quantize(update: FloatVector, scale: float, clip: float, bits: int, coins: Coins, out: RingVector) -> None:
     """Clamp to [-clip, clip], multiply by `scale`, and round stochastically onto 2**bits levels of [-clip, clip].
 
     Args:
@@ -24,7 +30,7 @@ def quantize(update: FloatVector, scale: float, clip: float, bits: int, uniform:
         scale: in [0, 1].
         clip: > 0, model units.
         bits: 1 to 24.
-        uniform: (d,) float32, in [0, 1).
+        coins: (d,), each stands for coin * 2**-32, in [0, 1).
         out: (d,) unsigned, wide enough for `bits`.
     """
     top = float((1 << bits) - 1)
@@ -32,7 +38,7 @@ def quantize(update: FloatVector, scale: float, clip: float, bits: int, uniform:
     for start in range(0, len(update), BLOCK):
         block = slice(start, start + BLOCK)
         clamped = np.minimum(np.maximum(update[block].astype(np.float64), -clip), clip)
-        level = np.floor((clamped * scale + clip) * steps + uniform[block].astype(np.float64))
+        level = np.floor((clamped * scale + clip) * steps + coins[block].astype(np.float64) * COIN)
         out[block] = np.minimum(level, top).astype(np.uint32)
 
 

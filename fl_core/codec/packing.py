@@ -36,12 +36,14 @@ def pack(vector: RingVector, bits: int) -> npt.NDArray[np.uint8]:
         bits: 1 to 32.
 
     Returns:
-        (packed_bytes(d, bits),) uint8.
+        (packed_bytes(d, bits),) uint8. Where a coordinate is exactly its lane this is a view of the vector, no copy.
 
     Raises:
         CodecError: the vector is not flat or not unsigned, or a coordinate does not fit.
     """
     _check_vector(vector, bits)
+    if vector.dtype == _WHOLE_BYTES.get(bits) and vector.flags.c_contiguous:
+        return vector.view(np.uint8)
     out = np.empty(packed_bytes(len(vector), bits), np.uint8)
     if bits in _WHOLE_BYTES:
         out.view(_WHOLE_BYTES[bits])[:] = vector

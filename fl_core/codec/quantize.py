@@ -3,6 +3,7 @@
 import numpy as np
 
 from fl_core.codec.kernels import kernels_for
+from fl_core.codec.kernels_numpy import COIN, Coins
 from fl_core.codec.spec import BITS
 from fl_core.codec.tensors import FloatVector
 from fl_core.crypto.mask_prg import RingVector
@@ -30,7 +31,9 @@ def quantize(update: FloatVector, clip: float, bits: int, uniform: FloatVector) 
     """
     check_finite(update)
     out: RingVector = np.empty(len(update), np.uint32)
-    quantize_into(update, 1.0, clip, bits, uniform, out, kernel_length=len(update))
+    # Exact: a float32 in [0, 1) is a multiple of 2**-32, or so small that a coin of zero stands for it.
+    coins = (uniform.astype(np.float64) / COIN).astype(np.uint32)
+    quantize_into(update, 1.0, clip, bits, coins, out, kernel_length=len(update))
     return out
 
 
@@ -39,7 +42,7 @@ def quantize_into(
     scale: float,
     clip: float,
     bits: int,
-    uniform: FloatVector,
+    coins: Coins,
     out: RingVector,
     *,
     kernel_length: int,
@@ -51,7 +54,7 @@ def quantize_into(
         scale: weight of this update, in [0, 1].
         clip: largest magnitude kept before it is scaled, model units, > 0.
         bits: 1 to 24.
-        uniform: (d,) float32, drawn from U[0, 1).
+        coins: (d,) uint32, uniform.
         out: (d,) unsigned, wide enough for `bits`.
         kernel_length: coordinates of the whole vector, which decides whether compiling pays.
 
@@ -61,12 +64,12 @@ def quantize_into(
     _check_numbers(clip, bits)
     if not 0 <= scale <= 1:
         raise CodecError("the scale of an update is out of range", expected="0 to 1", got=scale)
-    if not update.shape == uniform.shape == out.shape:
+    if not update.shape == coins.shape == out.shape:
         raise CodecError(
-            "vectors of one quantisation differ in length", expected=update.shape, got=f"{uniform.shape}, {out.shape}"
+            "vectors of one quantisation differ in length", expected=update.shape, got=f"{coins.shape}, {out.shape}"
         )
     kernels_for(kernel_length).quantize(
-        np.ascontiguousarray(update), float(scale), float(clip), int(bits), np.ascontiguousarray(uniform), out
+        np.ascontiguousarray(update), float(scale), float(clip), int(bits), np.ascontiguousarray(coins), out
     )
 
 

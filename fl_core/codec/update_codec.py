@@ -13,8 +13,11 @@ from fl_core.codec.kernels_numpy import BLOCK
 from fl_core.codec.quantize import dequantize_sum, quantize_into
 from fl_core.codec.spec import HEADER_COORDINATES, CodecSpec
 from fl_core.codec.tensors import FloatVector, TensorManifest, check_length
-from fl_core.crypto.mask_prg import RingVector, lane_dtype
+from fl_core.crypto.mask_prg import MASK_KEY_BYTES, RingVector, add_mask, lane_dtype
 from fl_core.errors import BadAggregate, CodecError
+
+COIN_BLOCK = 1 << 18
+"""Coordinates whose coins are drawn at a time: they fit the second-level cache."""
 
 Entropy = Callable[[int], bytes]
 """Gives that many bytes: `os.urandom` in a site, a seeded generator in a simulation."""
@@ -78,23 +81,9 @@ class UpdateCodec:
         self._check_weight(weight)
         check_length(update, self.manifest)
         self._check_finite(update)
-        # Rounding needs fair coins, not secret ones: a counter-based generator under a fresh key is enough.
-        coins = np.random.Generator(np.random.Philox(key=int.from_bytes(entropy(16), "little")))
         out: RingVector = np.empty(self.length, lane_dtype(self.spec.ring_bits))
         out[0], out[1] = weight, 1
-        levels = out[HEADER_COORDINATES:]
-        for start in range(0, len(update), BLOCK):
-            block = slice(start, min(start + BLOCK, len(update)))
-            uniform = coins.random(block.stop - block.start, dtype=np.float32)
-            quantize_into(
-                update[block],
-                weight / self.max_weight,
-                self.spec.clip,
-                self.spec.bits,
-                uniform,
-                levels[block],
-                kernel_length=len(update),
-            )
+        self._quantize(update, weight / self.max_weight, entropy(MASK_KEY_BYTES), out[HEADER_COORDINATES:])
         return out
 
     def decode_sum(self, total: RingVector, survivors: int) -> DecodedSum:
@@ -141,6 +130,18 @@ class UpdateCodec:
             )
         return SumDecoder(self.spec, survivors, total_weight, self.max_weight / total_weight)
 
+    def _quantize(self, update: FloatVector, scale: float, coin_key: bytes, levels: RingVector) -> None:
+        """Round onto levels, block by block. The coins are the keystream of a fresh key, as those of a mask are."""
+        spec = self.spec
+        drawn = np.empty(min(COIN_BLOCK, len(update)), np.uint32)
+        for start in range(0, len(update), COIN_BLOCK):
+            part = update[start : start + COIN_BLOCK]
+            coins = drawn[: len(part)]
+            coins.fill(0)
+            add_mask(coins, coin_key, start)
+            into = levels[start : start + len(part)]
+            quantize_into(part, scale, spec.clip, spec.bits, coins, into, kernel_length=len(update))
+
     def _check_weight(self, weight: int) -> None:
         if not 1 <= weight <= self.max_weight:
             raise CodecError(
@@ -152,10 +153,10 @@ class UpdateCodec:
 
     def _check_finite(self, update: FloatVector) -> None:
         for start in range(0, len(update), BLOCK):
-            wrong = ~np.isfinite(update[start : start + BLOCK])
-            if not wrong.any():
+            finite = np.isfinite(update[start : start + BLOCK])
+            if finite.all():
                 continue
-            where = start + int(np.flatnonzero(wrong)[0])
+            where = start + int(np.flatnonzero(~finite)[0])
             raise CodecError(
                 f"the update of tensor {self.manifest.name_at(where)!r} is NaN or infinite",
                 expected="finite coordinates",

@@ -3,14 +3,14 @@
 Source: RFC 7748, section 5 and 6.1; RFC 5869.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
-from nacl.bindings import crypto_scalarmult, crypto_scalarmult_base
-from nacl.exceptions import CryptoError as SodiumError
+from nacl.bindings import crypto_scalarmult_base
 
+from fl_core.crypto.agreement_engine import engine_for
 from fl_core.errors import BadKey, CryptoError
 
 KEY_BYTES = 32
@@ -103,15 +103,26 @@ def agree(our_secret_key: bytes, their_public_key: bytes) -> bytes:
     Raises:
         BadKey: a key has the wrong length, or the result is all zero, as with every point of low order.
     """
+    return agree_many(our_secret_key, [their_public_key])[0]
+
+
+def agree_many(our_secret_key: bytes, their_public_keys: Sequence[bytes]) -> list[bytes]:
+    """The shared secrets of one of our key pairs with each of many others; the same as `agree`, but faster for many.
+
+    Returns:
+        32 bytes for each public key, in their order.
+
+    Raises:
+        BadKey: as `agree`, for the first key that fails.
+    """
     _check_length(our_secret_key, "secret key")
-    _check_length(their_public_key, "public key")
-    try:
-        shared = bytes(crypto_scalarmult(our_secret_key, their_public_key))
-    except SodiumError as error:
-        raise _low_order(their_public_key) from error
-    if not any(shared):
-        raise _low_order(their_public_key)
-    return shared
+    for public_key in their_public_keys:
+        _check_length(public_key, "public key")
+    secrets = engine_for(len(their_public_keys)).multiply(our_secret_key, their_public_keys)
+    for public_key, shared in zip(their_public_keys, secrets, strict=True):
+        if not any(shared):
+            raise _low_order(public_key)
+    return secrets
 
 
 def derive_key(shared_secret: bytes, *, salt: bytes, info: bytes, length: int) -> bytes:

@@ -93,7 +93,7 @@ class KernelEngine:
 
 def supported_engines() -> tuple[str, ...]:
     """Names of the engines that this processor can run, fastest first."""
-    flags = _processor_flags()
+    flags = processor_flags()
     kernels = tuple(name for name, needed in _FLAGS.items() if all(flags.get(flag) for flag in needed))
     return (*kernels, "openssl")
 
@@ -141,7 +141,7 @@ def _check_against_openssl(engine: MaskEngine) -> None:
         )
 
 
-def _processor_flags() -> dict[str, bool]:
+def processor_flags() -> dict[str, bool]:
     """What numba's code may use; nothing when it is told to make code for another processor than this one."""
     if sys.byteorder != "little":
         return {}

@@ -32,7 +32,7 @@ from fl_core.secagg.directory import (
 from fl_core.secagg.gap_audit import check_gaps
 from fl_core.secagg.graph import HararyGraph
 from fl_core.secagg.index_sets import check_subset
-from fl_core.secagg.masks import MaskTerm, apply_terms, check_vector, expand_terms, pair_term, self_term
+from fl_core.secagg.masks import MaskTerm, apply_terms, check_vector, expand_terms, pair_terms, self_term
 from fl_core.secagg.messages import (
     ConsistencyProof,
     KeyAdvertisement,
@@ -256,8 +256,8 @@ class ReadyToMask:
 
     def _terms(self) -> list[MaskTerm]:
         index = self.member.index
-        peers = (peer for peer in self.participants if peer != index)
-        pairs = [pair_term(self.directory, index, peer, self.secrets.mask_secret_key) for peer in peers]
+        peers = [peer for peer in self.participants if peer != index]
+        pairs = pair_terms(self.directory, index, peers, self.secrets.mask_secret_key)
         return [self_term(self.directory, index, self.secrets.self_seed), *pairs]
 
     def _following(self) -> "AwaitingSurvivors":

@@ -11,7 +11,7 @@ from itertools import pairwise
 import numpy as np
 
 from fl_core.crypto import labels
-from fl_core.crypto.agreement import agree, derive_key
+from fl_core.crypto.agreement import agree_many, derive_key
 from fl_core.crypto.mask_prg import MASK_KEY_BYTES, combine_masks, lane_dtype, reduce_ring
 from fl_core.errors import LocalProtocolError
 from fl_core.secagg.context import SessionContext
@@ -62,10 +62,14 @@ def pair_term(directory: Directory, index: int, peer: int, secret_key: bytes) ->
     Raises:
         BadKey: the agreement with the peer fails.
     """
-    shared = agree(secret_key, directory.advertisements[peer].mask_public_key)
-    low, high = min(index, peer), max(index, peer)
-    info = labels.encode_fields(labels.PAIR_MASK, directory.digest, low, high, *_vector_fields(directory.context))
-    return MaskTerm(_mask_key(directory.context, shared, info), negative=index < peer)
+    return pair_terms(directory, index, [peer], secret_key)[0]
+
+
+def pair_terms(directory: Directory, index: int, peers: Sequence[int], secret_key: bytes) -> list[MaskTerm]:
+    """`pair_term` for many peers of one site, in their order; the agreements are made together."""
+    advertisements = directory.advertisements
+    secrets = agree_many(secret_key, [advertisements[peer].mask_public_key for peer in peers])
+    return [_pair_term(directory, index, peer, shared) for peer, shared in zip(peers, secrets, strict=True)]
 
 
 def apply_terms(terms: Iterable[MaskTerm], vector: RingVector, start: int = 0) -> None:
@@ -118,6 +122,12 @@ def check_vector(context: SessionContext, vector: RingVector) -> None:
         raise LocalProtocolError(
             "a coordinate is outside of the ring", expected=f"below 2**{context.ring_bits}", got=int(vector.max())
         )
+
+
+def _pair_term(directory: Directory, index: int, peer: int, shared: bytes) -> MaskTerm:
+    low, high = min(index, peer), max(index, peer)
+    info = labels.encode_fields(labels.PAIR_MASK, directory.digest, low, high, *_vector_fields(directory.context))
+    return MaskTerm(_mask_key(directory.context, shared, info), negative=index < peer)
 
 
 def _mask_key(context: SessionContext, secret: bytes, info: bytes) -> bytes:

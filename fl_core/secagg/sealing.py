@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from fl_core.crypto import aead, labels
-from fl_core.crypto.agreement import agree, derive_key
+from fl_core.crypto.agreement import agree_many, derive_key
 from fl_core.crypto.shamir import SHARE_BYTES, parse_shares
 from fl_core.errors import BadShares, CryptoError
 from fl_core.secagg.directory import Directory
@@ -44,7 +44,9 @@ def agree_share_keys(directory: Directory, index: int, secret_key: bytes) -> Map
     Raises:
         BadKey: the agreement with a neighbour fails.
     """
-    return {peer: _share_keys(directory, index, peer, secret_key) for peer in directory.graph.neighbours(index)}
+    peers = directory.graph.neighbours(index)
+    secrets = agree_many(secret_key, [directory.advertisements[peer].cipher_public_key for peer in peers])
+    return {peer: _share_keys(directory, index, peer, shared) for peer, shared in zip(peers, secrets, strict=True)}
 
 
 def seal_shares(directory: Directory, sender: int, recipient: int, key: bytes, shares: HeldShares) -> SealedShare:
@@ -88,8 +90,7 @@ def check_sealed_length(sealed: SealedShare) -> None:
         )
 
 
-def _share_keys(directory: Directory, index: int, peer: int, secret_key: bytes) -> ShareKeys:
-    shared = agree(secret_key, directory.advertisements[peer].cipher_public_key)
+def _share_keys(directory: Directory, index: int, peer: int, shared: bytes) -> ShareKeys:
     return ShareKeys(
         sealing=_direction_key(directory, index, peer, shared), opening=_direction_key(directory, peer, index, shared)
     )

@@ -17,7 +17,7 @@ from fl_core.errors import BadShares, RemoteProtocolError, SessionFrozen
 from fl_core.secagg.context import RosterVerifier, SessionContext
 from fl_core.secagg.directory import Directory, check_enough, check_reach, seed_commitment, survivors_statement
 from fl_core.secagg.index_sets import check_equal, check_subset
-from fl_core.secagg.masks import MaskJob, MaskTerm, expand_terms, pair_term, self_term, split_jobs
+from fl_core.secagg.masks import MaskJob, MaskTerm, expand_terms, pair_terms, self_term, split_jobs
 from fl_core.secagg.messages import (
     ConsistencyProof,
     RevealedShare,
@@ -258,8 +258,7 @@ class RebuiltSeeds:
         directory = self.facts.directory
         if owner in self.self_seeds:
             return [self_term(directory, owner, self.self_seeds[owner])]
-        key = self.mask_keys[owner]
-        terms = (pair_term(directory, owner, peer, key) for peer in self.facts.survivors_near(owner))
+        terms = pair_terms(directory, owner, self.facts.survivors_near(owner), self.mask_keys[owner])
         # The term is the dropped site's; what is left in the sum is its peer's, of the other sign.
         return [MaskTerm(term.key, not term.negative) for term in terms]
 

@@ -22,7 +22,21 @@ def outcome(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, s
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = outcome(capsys, "--help")
     assert code == 0
-    commands = ("demo", "up", "train", "status", "evaluate", "jobs", "model", "serve", "site", "pki", "db", "version")
+    commands = (
+        "demo",
+        "up",
+        "plan",
+        "train",
+        "status",
+        "evaluate",
+        "jobs",
+        "model",
+        "serve",
+        "site",
+        "pki",
+        "db",
+        "version",
+    )
     for command in commands:
         assert f"│ {command} " in out
 

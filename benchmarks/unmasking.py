@@ -1,0 +1,221 @@
+"""A session with drop-outs made ready for the server: every message that it gets, so that its own work alone is timed.
+
+Keys, seeds, shares, signatures and vectors are real, and the sum is checked. Two things are spared, neither of which
+the server sees: sealed shares are random bytes of the right length, except those for site 0, and in the vectors of the
+survivors the masks between two survivors, which cancel, are left out.
+"""
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import ParamSpec, TypeVar
+
+import numpy as np
+
+from fl_core.crypto.mask_prg import combine_masks, lane_dtype, reduce_ring
+from fl_core.crypto.shamir import split_secrets
+from fl_core.secagg import client
+from fl_core.secagg.context import SessionContext
+from fl_core.secagg.directory import Directory, survivors_statement
+from fl_core.secagg.exchange import CollectingAdvertisements
+from fl_core.secagg.masked_sum import CollectingMaskedInputs
+from fl_core.secagg.masks import pair_term, self_term
+from fl_core.secagg.messages import (
+    ConsistencyProof,
+    KeyAdvertisement,
+    KeyDirectory,
+    MaskedInput,
+    RelayedShares,
+    RevealedShare,
+    RevealedShares,
+    RingVector,
+    SealedShare,
+    SealedShares,
+    SurvivorSet,
+    SurvivorSignature,
+)
+from fl_core.secagg.phase import Turn
+from fl_core.secagg.sealing import SEALED_SHARE_BYTES, HeldShares, agree_share_keys, seal_shares
+from fl_core.simulation.identity import FingerprintVerifier, simulated_signers, verifier_of
+
+T = TypeVar("T")
+P = ParamSpec("P")
+
+SURVIVOR = 0
+"""The site whose own work can be timed: it survives."""
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedSession:
+    """All messages of one session in which the last sites drop out after they shared their secrets."""
+
+    context: SessionContext
+    verifier: FingerprintVerifier = field(repr=False)
+    directory: Directory = field(repr=False)
+    sites: Mapping[int, client.CollectingDirectory] = field(repr=False)
+    advertisements: tuple[KeyAdvertisement, ...] = field(repr=False)
+    shares: Mapping[int, Mapping[int, HeldShares]] = field(repr=False)
+    survivors: tuple[int, ...]
+    inputs: Mapping[int, RingVector] = field(repr=False)
+    masked: Mapping[int, RingVector] = field(repr=False)
+    signatures: Mapping[int, SurvivorSignature] = field(repr=False)
+
+    @classmethod
+    def prepare(
+        cls,
+        size: int,
+        *,
+        threshold: int,
+        dropped: int,
+        length: int,
+        ring_bits: int,
+    ) -> "PreparedSession":
+        """Draw everything and bring every site to the end of round 3."""
+        context = SessionContext(os.urandom(32), size, threshold, threshold, ring_bits, length)
+        signers = simulated_signers(size, os.urandom)
+        verifier = verifier_of(signers)
+        begun = [client.advertise(context, i, signers[i], verifier, os.urandom) for i in range(size)]
+        sites = {index: phase for index, (phase, _) in enumerate(begun)}
+        advertisements = tuple(message for _, message in begun)
+        directory = _directory(sites[SURVIVOR], advertisements)
+        survivors = tuple(range(size - dropped))
+        statement = survivors_statement(directory, range(size), survivors)
+        inputs = {index: _vector(length, ring_bits) for index in survivors}
+        return cls(
+            context,
+            verifier,
+            directory,
+            sites,
+            advertisements,
+            {owner: _shares(directory, phase) for owner, phase in sites.items()},
+            survivors,
+            inputs,
+            {index: _masked(directory, sites[index], inputs[index], len(survivors)) for index in survivors},
+            {index: SurvivorSignature(index, signers[index].sign(statement)) for index in survivors},
+        )
+
+    def serve(self) -> dict[str, float]:
+        """The whole work of key server and aggregator, and a check of the sum; CPU seconds by step."""
+        watch = Stopwatch()
+        collecting = CollectingAdvertisements(self.context, self.verifier)
+        for message in self.advertisements:
+            watch("advertising", collecting.receive, message)
+        sharing, _ = watch("advertising", collecting.close)
+        for index in self.directory.members:
+            watch("sharing", sharing.receive, index, _sealed(self.directory, index))
+        relay, _ = watch("sharing", sharing.close)
+        aggregator = CollectingMaskedInputs(self.context)
+        for index, vector in self.masked.items():
+            watch("adding", aggregator.add, MaskedInput(index, vector))
+        awaiting, survivors = watch("adding", aggregator.freeze, relay.participants)
+        signing = watch("signing", relay.freeze, survivors)
+        for signature in self.signatures.values():
+            watch("signing", signing.receive, signature)
+        revealing, _ = watch("signing", signing.close)
+        for index in self.survivors:
+            watch("revealing", revealing.receive, self._revealed(index))
+        seeds = watch("rebuilding", revealing.close)
+        terms = watch("agreeing", lambda: [term for owner in seeds.owners for term in seeds.terms_of(owner)])
+        mask = np.empty(self.context.length, lane_dtype(self.context.ring_bits))
+        for job in watch("expanding", seeds.mask_jobs, 1, terms):
+            watch("expanding", job.expand, mask)
+        aggregate = watch("adding", awaiting.step, mask)
+        np.testing.assert_array_equal(aggregate.sum, self._expected_sum())
+        return watch.seconds
+
+    def take_part(self) -> dict[str, float]:
+        """The whole work of site 0, with every signature checked; CPU seconds by step."""
+        watch = Stopwatch()
+        index, member = SURVIVOR, self.sites[SURVIVOR].member
+        begin = partial(client.advertise, self.context, index, member.signer, self.verifier, os.urandom)
+        watch("advertising", begin)
+        site = replace(self.sites[index], _turn=Turn())
+        collecting, _ = watch("sharing", site.step, KeyDirectory(self.advertisements))
+        relayed = RelayedShares(tuple(self._sealed_for(index)))
+        ready = watch("opening", collecting.step, relayed)
+        awaiting, _ = watch("masking", ready.step, self.inputs[index])
+        proving, _ = watch("signing", awaiting.step, SurvivorSet(self.survivors))
+        proof = ConsistencyProof(tuple(self.signatures[i] for i in self._signers_for(index)))
+        watch("revealing", proving.step, proof)
+        return watch.seconds
+
+    def _signers_for(self, index: int) -> list[int]:
+        holders = set(self.directory.holders(index))
+        return [i for i in self.survivors if i in holders]
+
+    def _sealed_for(self, index: int) -> list[SealedShare]:
+        secret_key = self.sites[index].cipher_keys.secret_key
+        keys = agree_share_keys(self.directory, index, secret_key)
+        # What we open with is what the peer seals with: the same agreement, the same direction.
+        return [
+            seal_shares(self.directory, peer, index, keys[peer].opening, self.shares[peer][index])
+            for peer in self.directory.graph.neighbours(index)
+        ]
+
+    def _revealed(self, holder: int) -> RevealedShares:
+        survived = set(self.survivors)
+        near = self.directory.holders(holder)
+        seeds = tuple(RevealedShare(o, self.shares[o][holder].self_seed) for o in near if o in survived)
+        keys = tuple(RevealedShare(o, self.shares[o][holder].mask_key) for o in near if o not in survived)
+        return RevealedShares(holder, seeds, keys)
+
+    def _expected_sum(self) -> RingVector:
+        total = np.zeros(self.context.length, np.uint64)
+        for index in self.survivors:
+            total += self.inputs[index]
+        return (total & np.uint64((1 << self.context.ring_bits) - 1)).astype(lane_dtype(self.context.ring_bits))
+
+
+class Stopwatch:
+    """Adds up CPU seconds by name."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    def __call__(self, name: str, work: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
+        began = time.process_time()
+        result = work(*arguments, **named)
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.process_time() - began
+        return result
+
+
+def _directory(site: client.CollectingDirectory, advertisements: tuple[KeyAdvertisement, ...]) -> Directory:
+    """The directory as a site sees it."""
+    following, _ = replace(site, _turn=Turn()).step(KeyDirectory(advertisements))
+    return following.directory
+
+
+def _vector(length: int, ring_bits: int) -> RingVector:
+    lane = lane_dtype(ring_bits)
+    drawn = np.frombuffer(os.urandom(length * lane.itemsize), lane).copy()
+    reduce_ring(drawn, ring_bits)
+    return drawn
+
+
+def _shares(directory: Directory, site: client.CollectingDirectory) -> dict[int, HeldShares]:
+    holders = directory.holders(site.member.index)
+    secrets = [site.secrets.mask_secret_key, site.secrets.self_seed]
+    shares = split_secrets(secrets, directory.context.threshold, holders, os.urandom)
+    return {holder: HeldShares(*pair) for holder, pair in zip(holders, shares, strict=True)}
+
+
+def _masked(
+    directory: Directory, site: client.CollectingDirectory, vector: RingVector, first_dropped: int
+) -> RingVector:
+    index, secrets = site.member.index, site.secrets
+    dropped = [peer for peer in directory.graph.neighbours(index) if peer >= first_dropped]
+    terms = [self_term(directory, index, secrets.self_seed)]
+    terms += [pair_term(directory, index, peer, secrets.mask_secret_key) for peer in dropped]
+    masked = vector.copy()
+    combine_masks(masked, [term.key for term in terms], [term.negative for term in terms])
+    reduce_ring(masked, directory.context.ring_bits)
+    return masked
+
+
+def _sealed(directory: Directory, sender: int) -> SealedShares:
+    neighbours: Sequence[int] = directory.graph.neighbours(sender)
+    drawn = os.urandom(SEALED_SHARE_BYTES * len(neighbours))
+    parts = (drawn[at : at + SEALED_SHARE_BYTES] for at in range(0, len(drawn), SEALED_SHARE_BYTES))
+    return SealedShares(tuple(SealedShare(sender, peer, part) for peer, part in zip(neighbours, parts, strict=True)))
