@@ -5,8 +5,9 @@ It never holds a vector. What leaves it is the sum of masks, of which nobody can
 Source: Bonawitz et al. 2017, figure 4, server side.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, combinations, islice
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +28,9 @@ from fl_core.secagg.messages import (
     SurvivorSignature,
 )
 from fl_core.secagg.phase import Turn
+
+MAX_TRIALS = 500
+"""Sets of holders that are left out, one after the other, when shares do not rebuild a secret."""
 
 ShareRows = Mapping[int, npt.NDArray[np.uint64]]
 
@@ -203,6 +207,9 @@ class CollectingReveals:
     def close(self) -> "RebuiltSeeds":
         """Freeze U5 and rebuild the seed of every survivor and the mask key of every dropped site.
 
+        Every secret was committed to, so that false shares show. As long as more than a threshold of sites revealed,
+        those whose shares are false are found and left out; in a large cohort only the first few of them.
+
         Raises:
             NotEnough: fewer sites than the threshold revealed; more may still come.
             BadShares: what was rebuilt is not what its owner committed to.
@@ -214,11 +221,11 @@ class CollectingReveals:
             owners = (*facts.survivors, *facts.dropped)
             for owner in owners:
                 check_reach(facts.directory, owner, self._rows, f"sites revealed shares of site {owner}")
-            secrets = _rebuild(facts.directory, owners, self._rows)
-            self_seeds = {owner: _checked_seed(facts.directory, owner, secrets[owner]) for owner in facts.survivors}
-            mask_keys = {owner: _checked_key(facts.directory, owner, secrets[owner]) for owner in facts.dropped}
+            secrets, false_holders = _rebuild_without_liars(facts, self._rows)
+            self_seeds = {owner: secrets[owner] for owner in facts.survivors}
+            mask_keys = {owner: secrets[owner] for owner in facts.dropped}
             self._closed = True
-            return RebuiltSeeds(facts, tuple(sorted(self._rows)), self_seeds, mask_keys)
+            return RebuiltSeeds(facts, tuple(sorted(self._rows)), self_seeds, mask_keys, false_holders)
 
     def _parsed(self, revealed: RevealedShares) -> ShareRows:
         facts, index = self._facts, revealed.index
@@ -238,6 +245,8 @@ class RebuiltSeeds:
     """U5, by ascending index."""
     self_seeds: Mapping[int, bytes] = field(repr=False)
     mask_keys: Mapping[int, bytes] = field(repr=False)
+    false_holders: tuple[int, ...] = ()
+    """Sites of U5 whose shares were false, as far as they stood in the way, by ascending index."""
 
     @property
     def survivors(self) -> tuple[int, ...]:
@@ -279,6 +288,40 @@ class RebuiltSeeds:
         return [term for owner in self.owners for term in self.terms_of(owner)]
 
 
+def _rebuild_without_liars(facts: Unmasking, rows: Mapping[int, ShareRows]) -> tuple[dict[int, bytes], tuple[int, ...]]:
+    """Every secret, checked, and the holders that had to be left out for it.
+
+    The fewest are left out, and of holders in order the first are used. So nobody honest is left out: without him in
+    that set the same liars would be in use, and a smaller set would have done. Only liars whose errors cancel out can
+    shift the blame among holders, and even they never change a secret: each is checked against its commitment.
+    """
+    refusal: BadShares | None = None
+    for left_out in _sets_to_leave_out(rows, len(rows) - facts.directory.context.threshold):
+        kept = {holder: row for holder, row in rows.items() if holder not in left_out}
+        try:
+            return _checked_secrets(facts, kept), left_out
+        except BadShares as error:
+            refusal = refusal or error
+    assert refusal is not None
+    raise refusal
+
+
+def _sets_to_leave_out(holders: Iterable[int], spare: int) -> Iterator[tuple[int, ...]]:
+    """Nobody, then each holder, then each two of them, as long as the others are enough."""
+    ordered = sorted(holders)
+    sets = chain.from_iterable(combinations(ordered, count) for count in range(spare + 1))
+    return islice(sets, MAX_TRIALS)
+
+
+def _checked_secrets(facts: Unmasking, rows: Mapping[int, ShareRows]) -> dict[int, bytes]:
+    secrets = _rebuild(facts.directory, (*facts.survivors, *facts.dropped), rows)
+    for owner in facts.survivors:
+        _check_seed(facts.directory, owner, secrets[owner])
+    for owner in facts.dropped:
+        _check_key(facts.directory, owner, secrets[owner])
+    return secrets
+
+
 def _rebuild(directory: Directory, owners: Sequence[int], rows: Mapping[int, ShareRows]) -> dict[int, bytes]:
     """Rebuild one secret of each owner. Owners with the same holders share their coefficients and go together."""
     groups: dict[tuple[int, ...], list[int]] = {}
@@ -292,17 +335,15 @@ def _rebuild(directory: Directory, owners: Sequence[int], rows: Mapping[int, Sha
     return secrets
 
 
-def _checked_seed(directory: Directory, owner: int, seed: bytes) -> bytes:
+def _check_seed(directory: Directory, owner: int, seed: bytes) -> None:
     committed = directory.advertisements[owner].self_seed_commitment
     if seed_commitment(directory.context, owner, seed) != committed:
         raise _not_committed(owner, "self-mask seed")
-    return seed
 
 
-def _checked_key(directory: Directory, owner: int, secret_key: bytes) -> bytes:
+def _check_key(directory: Directory, owner: int, secret_key: bytes) -> None:
     if public_key_of(secret_key) != directory.advertisements[owner].mask_public_key:
         raise _not_committed(owner, "mask key")
-    return secret_key
 
 
 def _not_committed(owner: int, what: str) -> BadShares:

@@ -432,11 +432,16 @@ class ExchangeSession:
 
     async def _rebuild(self, revealing: CollectingReveals) -> RebuiltSeeds:
         try:
-            return await offload(revealing.close)
+            seeds = await offload(revealing.close)
         except NotEnough as error:
             raise _Failure(AbandonReason.TOO_FEW_REVEALS, error) from error
         except TacitError as error:
             raise _Failure(AbandonReason.BAD_SHARES, error) from error
+        for index in seeds.false_holders:
+            # The site has its answer already: only all shares together show that its own are false.
+            log.warning("shares_false", index=index)
+            self._drop(index, DropoutReason.BAD_SHARES)
+        return seeds
 
     async def _expand(self, seeds: RebuiltSeeds, threads: int) -> RingVector:
         try:

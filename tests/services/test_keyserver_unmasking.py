@@ -192,8 +192,9 @@ async def test_a_broken_stream_is_opened_again_with_the_same_messages(cluster: C
     np.testing.assert_array_equal(cluster.coordinator.reports[0].vector, plain_sum(plan, range(5)))
 
 
-async def test_false_shares_release_nothing(cluster: Cluster) -> None:
-    plan, sites = await uploaded(cluster)
+@pytest.mark.parametrize("spare", [1, 0])
+async def test_false_shares_are_left_out_or_release_nothing(cluster: Cluster, spare: int) -> None:
+    plan, sites = await uploaded(cluster, threshold=5 - spare, min_survivors=5 - spare)
     unmasking = asyncio.create_task(cluster.unmask(plan, range(5)))
     others = [asyncio.create_task(site.reveal()) for site in sites[1:]]
     hello = keyserver_pb2.RevealSharesRequest(hello=sites[0].hello)
@@ -207,6 +208,10 @@ async def test_false_shares_release_nothing(cluster: Cluster) -> None:
     await ask(sites[0], hello, signed, keyserver_pb2.RevealSharesRequest(shares=false))
     await asyncio.gather(*others)
     answer = await unmasking
+    if spare:
+        assert [(one.index, one.reason) for one in answer.dropouts] == [(0, round_pb2.DROPOUT_REASON_BAD_SHARES)]
+        np.testing.assert_array_equal(cluster.coordinator.reports[0].vector, plain_sum(plan, range(5)))
+        return
     assert answer.failure == round_pb2.ABANDON_REASON_BAD_SHARES
     assert cluster.coordinator.reports == []
     with pytest.raises(SessionFrozen, match="unmasked before"):
