@@ -135,8 +135,10 @@ def seed_commitment(context: SessionContext, index: int, self_seed: bytes) -> by
     return labels.digest_fields(labels.SEED_COMMITMENT, context.binding, index, self_seed)
 
 
-def survivors_statement(directory: Directory, participants: Sequence[int], survivors: Sequence[int]) -> bytes:
-    """What a site signs in round 3: the session, the directory, U2 and the U3 that it was told."""
+def survivors_statement(
+    directory: Directory, participants: Sequence[int], survivors: Sequence[int], uploads_root: bytes = b""
+) -> bytes:
+    """What a site signs in round 3: the session, the directory, U2, and the U3 and its uploads that it was told."""
     context = directory.context
     return labels.encode_fields(
         labels.SURVIVORS,
@@ -144,6 +146,7 @@ def survivors_statement(directory: Directory, participants: Sequence[int], survi
         directory.digest,
         hash_indices(context, participants),
         hash_indices(context, survivors),
+        uploads_root,
     )
 
 

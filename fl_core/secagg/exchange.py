@@ -7,6 +7,7 @@ Source: Bonawitz et al. 2017, figure 4, server side.
 """
 
 from fl_core.errors import RemoteProtocolError, SessionFrozen
+from fl_core.secagg.commitments import CommitmentBook, check_pair_length
 from fl_core.secagg.context import RosterVerifier, SessionContext
 from fl_core.secagg.directory import (
     Directory,
@@ -142,7 +143,8 @@ class CollectingSealedShares:
             participants = tuple(sorted(self._sealed))
             check_enough(len(participants), self._directory.context.min_survivors, "sites shared their secrets")
             self._closed = True
-            return SharesRelayed(self._directory, self._verifier, participants), self._relayed(participants)
+            book = CommitmentBook(self._directory.context, self._sealed)
+            return SharesRelayed(self._directory, self._verifier, participants, book), self._relayed(participants)
 
     def _check(self, index: int, sealed: SealedShares) -> None:
         if index not in self._directory.advertisements:
@@ -151,6 +153,7 @@ class CollectingSealedShares:
             if share.sender != index:
                 raise RemoteProtocolError("a share names another sender", expected=f"sender {index}", got=share.sender)
             check_sealed_length(share)
+        check_pair_length(index, sealed.own_commitments)
         recipients = [share.recipient for share in sealed.shares]
         check_equal(recipients, self._directory.graph.neighbours(index), "the recipients of shares")
 

@@ -81,6 +81,7 @@ class ScriptedSession:
     shared: set[int] = field(default_factory=set)
     lost: set[int] = field(default_factory=set)
     survivors: tuple[int, ...] = ()
+    admitted: tuple[int, ...] = ()
 
     def upload(self, index: int, value: float = 0.5, weight: int = 10) -> None:
         codec = codec_of(self.plan)
@@ -146,6 +147,10 @@ class ScriptedAggregator(aggregator_pb2_grpc.AggregatorServiceServicer):
     async def WatchAggregation(self, request: Any, context: Any) -> AsyncIterator[Any]:
         async for record in self.sessions.get(request.session_id).records.follow():
             yield aggregator_pb2.WatchAggregationResponse(upload=record)
+
+    async def AdmitUploads(self, request: Any, context: Any) -> Any:
+        self.sessions.get(request.session_id).admitted = tuple(request.eligible)
+        return aggregator_pb2.AdmitUploadsResponse()
 
     async def FreezeSurvivors(self, request: Any, context: Any) -> Any:
         session = self.sessions.get(request.session_id)
