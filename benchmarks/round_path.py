@@ -4,6 +4,7 @@ from statistics import median
 
 from benchmarks.federations import federation, zeros
 from benchmarks.figures import Figure
+from cli.round_table import PHASE_TITLES
 from fl_core.rounds.report import RoundReport
 
 SITES = 10
@@ -34,7 +35,7 @@ def measure(*, quick: bool = False) -> list[Figure]:
 
 
 def _figures(label: str, parameters: int, reports: list[RoundReport]) -> list[Figure]:
-    phases = dict.fromkeys(phase for report in reports for phase in report.phase_seconds)
+    phases = [phase for phase in PHASE_TITLES if any(phase in report.phase_seconds for report in reports)]
     bytes_up = max(count for report in reports for count in report.bytes_up.values())
     allowed = SLACK * parameters * RING_BITS / 8 + FIXED_BYTES
     return [

@@ -2,10 +2,9 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 
@@ -22,6 +21,7 @@ LENGTH = 10_000
 DROPOUT = 0.3
 
 T = TypeVar("T")
+Arguments = ParamSpec("Arguments")
 
 
 def measure(*, quick: bool = False) -> list[Figure]:
@@ -63,48 +63,38 @@ class _Timed:
         """Run it and check the sum."""
         context, verifier, entropy = self.cohort.context, self.cohort.verifier, self.cohort.entropy
         indices = range(context.size)
-        server = CollectingAdvertisements(context, verifier)
-        aggregator = CollectingMaskedInputs(context)
-        site, key_server = self._by("site"), self._by("key server")
+        server, aggregator = CollectingAdvertisements(context, verifier), CollectingMaskedInputs(context)
         advertised = [
-            site(lambda i=index: client.advertise(context, i, self.cohort.signers[i], verifier, entropy))
+            self._of("site", client.advertise, context, index, self.cohort.signers[index], verifier, entropy)
             for index in indices
         ]
         for _, advertisement in advertised:
-            key_server(lambda a=advertisement: server.receive(a))
-        sharing, directory = key_server(server.close)
-        shared = [site(lambda p=phase: p.step(directory)) for phase, _ in advertised]
+            self._of("key server", server.receive, advertisement)
+        sharing, directory = self._of("key server", server.close)
+        shared = [self._of("site", phase.step, directory) for phase, _ in advertised]
         for index, (_, sealed) in enumerate(shared):
-            key_server(lambda i=index, s=sealed: sharing.receive(i, s))
-        relay, relayed = key_server(sharing.close)
-        uploads = [
-            site(lambda i=index, p=phase: p.step(relayed[i]).step(self.cohort.vectors[i]))
-            for index, (phase, _) in enumerate(shared)
-        ]
+            self._of("key server", sharing.receive, index, sealed)
+        relay, relayed = self._of("key server", sharing.close)
+        ready = [self._of("site", phase.step, relayed[index]) for index, (phase, _) in enumerate(shared)]
+        uploads = [self._of("site", phase.step, self.cohort.vectors[index]) for index, phase in enumerate(ready)]
         for _, masked in uploads:
-            self._by("aggregator")(lambda m=masked: aggregator.add(m))
+            self._of("aggregator", aggregator.add, masked)
         awaiting, survivors = aggregator.freeze(relay.participants)
-        signing = key_server(lambda: relay.freeze(survivors))
-        signed = [site(lambda p=phase: p.step(survivors)) for phase, _ in uploads]
+        signing = self._of("key server", relay.freeze, survivors)
+        signed = [self._of("site", phase.step, survivors) for phase, _ in uploads]
         for _, signature in signed:
-            key_server(lambda s=signature: signing.receive(s))
-        revealing, proof = key_server(signing.close)
-        revealed = [site(lambda p=phase: p.step(proof)) for phase, _ in signed]
+            self._of("key server", signing.receive, signature)
+        revealing, proof = self._of("key server", signing.close)
+        revealed = [self._of("site", phase.step, proof) for phase, _ in signed]
         for _, shares in revealed:
-            key_server(lambda s=shares: revealing.receive(s))
-        mask = key_server(lambda: revealing.close().combined_mask())
-        aggregate = self._by("aggregator")(lambda: awaiting.step(mask))
+            self._of("key server", revealing.receive, shares)
+        mask = self._of("key server", self._of("key server", revealing.close).combined_mask)
+        aggregate = self._of("aggregator", awaiting.step, mask)
         np.testing.assert_array_equal(aggregate.sum, self.cohort.sum_of(indices))
 
-    def _by(self, party: str) -> Callable[[Callable[[], T]], T]:
-        def timed(work: Callable[[], T]) -> T:
-            with self._stopwatch(party):
-                return work()
-
-        return timed
-
-    @contextmanager
-    def _stopwatch(self, party: str) -> Iterator[None]:
+    def _of(self, party: str, work: Callable[Arguments, T], *arguments: Arguments.args, **named: Arguments.kwargs) -> T:
+        """Do a step of a party, on its stopwatch."""
         began = time.perf_counter()
-        yield
+        result = work(*arguments, **named)
         self.seconds[party] += time.perf_counter() - began
+        return result

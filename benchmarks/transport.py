@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
-import psutil
+import psutil  # type: ignore[import-untyped, unused-ignore]
 
 from benchmarks.federations import Federation, federation, zeros
 from benchmarks.figures import Figure
@@ -115,7 +115,7 @@ def _memory_of(processes: dict[str, int]) -> Iterator[_Memory]:
 
 def _plain_socket_speed(count: int) -> float:
     """MB/s of a loopback connection without TLS, sent in chunks of the same size."""
-    payload = memoryview(np.ones(CHUNK_BYTES, np.uint8))
+    payload = memoryview(bytes(CHUNK_BYTES))
     with socket.create_server(("127.0.0.1", 0)) as server:
         receiver = threading.Thread(target=_receive_all, args=(server, count))
         receiver.start()
@@ -129,7 +129,7 @@ def _plain_socket_speed(count: int) -> float:
 
 
 def _receive_all(server: socket.socket, count: int) -> None:
-    target = memoryview(np.empty(count, np.uint8))
+    target = memoryview(bytearray(count))
     connection, _ = server.accept()
     with connection:
         received = 0

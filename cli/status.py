@@ -9,6 +9,8 @@ import typer
 from cli.options import DEFAULT_CONFIG, ConfigOption
 from cli.output import JsonOption, console, print_json
 
+FINISHED = "finished"
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
@@ -84,7 +86,8 @@ def _present(answer: "status_pb2.GetStatusResponse") -> str:
         sites = sorted(answer.connected_sites)
         shown = ", ".join(sites[:8]) + (", ..." if len(sites) > 8 else "")
         return f"{len(sites)} sites connected" + (f": {shown}" if sites else "")
-    phases = (f"round {session.round_id} of {session.job_id}: {session.phase}" for session in answer.sessions)
+    running = [session for session in answer.sessions if session.phase != FINISHED]
+    phases = (f"round {session.round_id} of {session.job_id}: {session.phase}" for session in running)
     return "\n".join(phases) or "no open session"
 
 

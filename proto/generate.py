@@ -6,6 +6,7 @@ The compiler is pinned (grpcio-tools 1.66) so that the generated code runs on th
 
 import argparse
 import filecmp
+import os
 import subprocess
 import sys
 import tempfile
@@ -26,6 +27,8 @@ def generate(out: Path) -> None:
             *protos,
         ],
         check=True,
+        # The compiler looks for its plug-in on PATH; it is installed beside this interpreter.
+        env={**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"},
     )  # fmt: skip
 
 

@@ -76,6 +76,7 @@ def _run(options: "DemoOptions") -> "DemoResult":
     except ModuleNotFoundError as error:
         raise ConfigError(MISSING, got=str(error), fix="pip install 'tacit[all]'") from error
     view = DemoView(progress_console(), options.client_ids)
+    view.note(f"work folder: {options.workdir}")
     with terminated_as_interrupt(), view.running():
         return Demo(options, view).run()
 
@@ -91,7 +92,7 @@ def _print(result: "DemoResult", plot: Path, as_json: bool) -> None:
 
     screen = progress_console() if as_json else console()
     screen.print(render(result))
-    screen.print(f"[bold]curves[/bold]       {plot}", soft_wrap=True)
-    screen.print(f"[bold]work folder[/bold]  {result.workdir}", soft_wrap=True)
+    screen.print(f"[bold]curves[/bold]                    {plot}", soft_wrap=True)
+    screen.print(f"[bold]work folder[/bold]               {result.workdir}", soft_wrap=True)
     if as_json:
         print_json(result.to_json())

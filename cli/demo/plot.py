@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from cli.demo.result import DemoResult
 from cli.round_table import PHASE_TITLES
+from fl_core.rounds.machine import RoundState
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -13,6 +14,8 @@ FEDERATED = "#1f5fa8"
 CENTRALISED = "#8a8a8a"
 KILLED = "#c0392b"
 NEGLIGIBLE_S = 0.02
+_LABELS = {RoundState.UPLOADING: "training, upload"}
+"""Sites train on while keys are exchanged; what is left of it shows as waiting for uploads."""
 _PHASE_COLOURS = ("#d9d9d9", "#7fb0d8", "#1f5fa8", "#e8a33d", "#6aa66a")
 
 
@@ -79,7 +82,7 @@ def _draw_seconds(axes: "Axes", result: DemoResult) -> None:
     for phase, colour in zip(PHASE_TITLES, _PHASE_COLOURS, strict=True):
         seconds = [report.phase_seconds.get(phase, 0.0) for report in result.committed]
         if max(seconds, default=0) > NEGLIGIBLE_S:
-            axes.bar(rounds, seconds, bottom=bottom, color=colour, width=0.65, label=phase)
+            axes.bar(rounds, seconds, bottom=bottom, color=colour, width=0.65, label=_LABELS.get(phase, phase))
         bottom = [base + more for base, more in zip(bottom, seconds, strict=True)]
     axes.plot(
         rounds, result.aggregation_seconds, color="black", marker="_", ms=14, mew=2, ls="", label="without training"

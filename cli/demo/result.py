@@ -6,6 +6,7 @@ from pathlib import Path
 from statistics import fmean
 
 from cli.reports import is_committed
+from cli.round_table import PHASE_TITLES
 from fl_core.rounds.report import RoundReport
 
 
@@ -81,8 +82,8 @@ class DemoResult:
         }
 
     def _mean_phase_seconds(self) -> dict[str, float]:
-        phases = dict.fromkeys(phase for report in self.committed for phase in report.phase_seconds)
+        phases = [phase for phase in PHASE_TITLES if any(phase in report.phase_seconds for report in self.committed)]
         return {
-            phase: round(fmean(report.phase_seconds.get(phase, 0.0) for report in self.committed), 3)
+            phase.value: round(fmean(report.phase_seconds.get(phase, 0.0) for report in self.committed), 3)
             for phase in phases
         }

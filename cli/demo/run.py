@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from cli.cluster import LocalCluster
+from cli.cluster import ClusterOptions, LocalCluster
 from cli.demo.centralised import centralised_accuracies, measure
 from cli.demo.digits import DigitSet, load_digit_sets, split_unevenly
 from cli.demo.events import training_seconds
@@ -25,6 +25,8 @@ from fl_core.rounds.plan import Aggregation
 from fl_core.rounds.report import RoundReport
 
 SITE_PROGRAM = "cli.demo.site_process"
+PRESENCE_GRACE_S = 0.25
+"""On one machine a connection breaks when its process died, and a dead process does not come back."""
 
 
 @dataclass(slots=True)
@@ -52,7 +54,11 @@ class Demo:
         self._claim_workdir()
         self._training, self._held_out = load_digit_sets(self.options.seed)
         self.view.step("starting the federation: CA, certificates, three services")
-        with LocalCluster(self.options.workdir) as cluster, SiteProcesses(self.view.site_event) as sites:
+        cluster_options = ClusterOptions(presence_grace_s=PRESENCE_GRACE_S)
+        with (
+            LocalCluster(self.options.workdir, cluster_options) as cluster,
+            SiteProcesses(self.view.site_event) as sites,
+        ):
             self._start_sites(cluster, sites)
             history = asyncio.run(self._train(cluster, sites))
         self.view.step("training the same model on all data in one place")

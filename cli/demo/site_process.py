@@ -64,8 +64,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # Many sites share this machine; one thread each is the fastest for all.
     torch.set_num_threads(1)
     halt = Halt(options.halt_round, options.halt_phase) if options.halt_phase else None
-    trainer = TimedTrainer(digits_trainer(DigitSet.load(options.data)))
-    Site(SiteConfig.from_file(options.config), observer=ReportingObserver(halt)).run(trainer)
+    trainer = digits_trainer(DigitSet.load(options.data))
+    _warm_up(trainer)
+    Site(SiteConfig.from_file(options.config), observer=ReportingObserver(halt)).run(TimedTrainer(trainer))
+
+
+def _warm_up(trainer: TorchTrainer) -> None:
+    """Train once for nothing: at its first step torch loads modules for a second, which is no part of a round."""
+    context = TrainingContext(job_id="warm-up", round_id=1, attempt=1, model_version=1, client_id="")
+    trainer.train(trainer.initial_parameters(), context)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from cli.round_table import round_table
 def render(result: DemoResult) -> RenderableType:
     """The table of the rounds, and below it the claims with their figures."""
     table = round_table(list(result.rounds), result.accuracy_by_version)
-    return Group(table, _facts(result))
+    return Group(table, Text(), _facts(result))
 
 
 def _facts(result: DemoResult) -> Table:

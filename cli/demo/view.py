@@ -84,7 +84,10 @@ class DemoView:
         self.screen.print(Text(text, style=style), soft_wrap=True)
 
     def _render(self) -> RenderableType:
-        return Group(self._spinner, *self._site_lines(), round_table(self._reports, self.accuracy))
+        lines: list[RenderableType] = [self._spinner, *self._site_lines()]
+        if self._reports:
+            lines += [Text(), round_table(self._reports, self.accuracy)]
+        return Group(*lines)
 
     def _site_lines(self) -> list[Text]:
         cells = [self._site_cell(client_id) for client_id in self.client_ids]

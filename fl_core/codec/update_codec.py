@@ -110,14 +110,36 @@ class UpdateCodec:
         Raises:
             BadAggregate: the sum cannot be one of that many uploads.
         """
-        total_weight = self._check_total(total, survivors)
-        levels = total[HEADER_COORDINATES:]
-        try:
-            mean = dequantize_sum(levels, survivors, self.spec.clip, self.spec.bits)
-        except CodecError as error:
-            raise BadAggregate("the sum fails its own check", expected=error.expected, got=error.got) from error
-        mean *= np.float32(self.max_weight / total_weight)
-        return DecodedSum(mean, total_weight)
+        if total.shape != (self.length,):
+            raise BadAggregate("the sum has the wrong length", expected=f"({self.length},)", got=total.shape)
+        decoder = self.open_sum(total[:HEADER_COORDINATES], survivors)
+        return DecodedSum(decoder.decode(total[HEADER_COORDINATES:]), decoder.total_weight)
+
+    def open_sum(self, header: RingVector, survivors: int) -> "SumDecoder":
+        """Begin to decode a sum that is read in parts.
+
+        Args:
+            header: (2,) the first coordinates of the sum: total weight and count.
+            survivors: sites in the sum.
+
+        Raises:
+            BadAggregate: the sum cannot be one of that many uploads.
+        """
+        total_weight, counted = (int(word) for word in header)
+        if survivors < 1 or counted != survivors:
+            raise BadAggregate(
+                "the sum does not count its survivors",
+                expected=f"{survivors} uploads",
+                got=counted,
+                fix="the attempt is run again; if it happens twice, look for a site or service that misbehaves",
+            )
+        if not survivors <= total_weight <= survivors * self.max_weight:
+            raise BadAggregate(
+                "the total weight is impossible",
+                expected=f"{survivors} to {survivors * self.max_weight}",
+                got=total_weight,
+            )
+        return SumDecoder(self.spec, survivors, total_weight, self.max_weight / total_weight)
 
     def _check_weight(self, weight: int) -> None:
         if not 1 <= weight <= self.max_weight:
@@ -141,21 +163,31 @@ class UpdateCodec:
                 fix="lower the learning rate or look at the data",
             )
 
-    def _check_total(self, total: RingVector, survivors: int) -> int:
-        if total.shape != (self.length,):
-            raise BadAggregate("the sum has the wrong length", expected=f"({self.length},)", got=total.shape)
-        if survivors < 1 or int(total[1]) != survivors:
-            raise BadAggregate(
-                "the sum does not count its survivors",
-                expected=f"{survivors} uploads",
-                got=int(total[1]),
-                fix="the attempt is run again; if it happens twice, look for a site or service that misbehaves",
-            )
-        total_weight = int(total[0])
-        if not survivors <= total_weight <= survivors * self.max_weight:
-            raise BadAggregate(
-                "the total weight is impossible",
-                expected=f"{survivors} to {survivors * self.max_weight}",
-                got=total_weight,
-            )
-        return total_weight
+
+@dataclass(frozen=True, slots=True)
+class SumDecoder:
+    """Turns levels of one sum into the weighted mean of the updates, part by part."""
+
+    spec: CodecSpec
+    survivors: int
+    total_weight: int
+    scale: float
+
+    def decode(self, levels: RingVector) -> FloatVector:
+        """The mean of some coordinates.
+
+        Args:
+            levels: (n,) unsigned, any part of the sum after its header.
+
+        Returns:
+            (n,) float32, model units.
+
+        Raises:
+            BadAggregate: a level is larger than that many uploads can give.
+        """
+        try:
+            mean = dequantize_sum(levels, self.survivors, self.spec.clip, self.spec.bits)
+        except CodecError as error:
+            raise BadAggregate("the sum fails its own check", expected=error.expected, got=error.got) from error
+        mean *= np.float32(self.scale)
+        return mean

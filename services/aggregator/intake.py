@@ -11,7 +11,7 @@ from fl_core.rounds.plan import RoundPlan
 from fl_core.wire.chunks import ChunkReader
 from fl_core.wire.v1 import aggregator_pb2, tensors_pb2
 from services.aggregator.session import AggregationSession
-from services.aggregator.staging import StagedStream, StagingArea
+from services.runtime.staging import StagedStream, StagingArea
 from services.runtime.streams import next_message
 
 StreamPart = aggregator_pb2.UpdateParametersRequest | aggregator_pb2.SubmitMaskRequest

@@ -24,10 +24,10 @@ from services.aggregator.intake import UploadIntake
 from services.aggregator.reporting import AggregateReporter
 from services.aggregator.session import AggregationSession, Upload, sum_bytes
 from services.aggregator.settings import AggregatorSettings
-from services.aggregator.staging import StagingArea
 from services.runtime.identity import Context, caller, role_table
 from services.runtime.membership import check_addressed, check_service, check_site
 from services.runtime.sessions import SessionTable, StreamSlots
+from services.runtime.staging import StagingArea
 from services.runtime.streams import expect_message
 
 log = structlog.get_logger(__name__)

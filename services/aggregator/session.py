@@ -11,11 +11,11 @@ from fl_core.errors import BadAggregate, Overloaded, RemoteProtocolError, Sessio
 from fl_core.rounds.machine import DropoutReason
 from fl_core.rounds.plan import Aggregation, RoundPlan
 from fl_core.secagg.inclusion import UploadTree
-from services.aggregator.staging import StagedStream
 from services.aggregator.sums import ReleasedSum, RunningSum, open_sum
 from services.runtime.events import EventLog
 from services.runtime.offload import offload
 from services.runtime.sessions import run_to_end
+from services.runtime.staging import StagedStream, read_vector
 
 
 class Phase(StrEnum):
@@ -294,7 +294,7 @@ class AggregationSession:
             return
         self.check_collecting()
         running = self._running_sum()
-        vector = await offload(staged.read_vector, self.plan.length, self.plan.codec.ring_bits)
+        vector = await offload(read_vector, staged, self.plan.length, self.plan.codec.ring_bits)
         await offload(running.add, index, vector)
         self._settle(Upload(index, sha256, received_bytes))
 
@@ -316,7 +316,7 @@ class AggregationSession:
             self._check_same_mask(sha256)
             return
         running = self._running_sum()
-        mask = await offload(staged.read_vector, self.plan.length, self.plan.codec.ring_bits)
+        mask = await offload(read_vector, staged, self.plan.length, self.plan.codec.ring_bits)
         vector = await offload(running.release, mask)
         self._mask_sha256 = sha256
         self._release(vector)

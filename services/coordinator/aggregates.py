@@ -1,7 +1,7 @@
 """Sums that the aggregator reports: expected by session, checked as they come, kept until the attempt takes them."""
 
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 from fl_core.codec.packing import packed_bytes
@@ -14,6 +14,7 @@ from fl_core.wire.convert import aggregate_from_proto
 from fl_core.wire.v1 import coordinator_pb2 as pb
 from fl_core.wire.v1 import round_pb2
 from services.runtime.membership import check_service
+from services.runtime.staging import StagedStream, StagingArea
 from services.runtime.streams import expect_message, next_message
 
 STALL_TIMEOUT_S = 30.0
@@ -26,15 +27,16 @@ class Aggregate:
     """The sum of one session: what the aggregator says about it, and the packed vector that fits that."""
 
     info: AggregateInfo
-    packed: bytearray = field(repr=False)
+    packed: StagedStream = field(repr=False)
     part: round_pb2.SignedPart = field(repr=False)
 
 
 class Arrival:
     """What one attempt waits for. The survivors of a secure attempt are known before its sum comes."""
 
-    def __init__(self, plan: RoundPlan) -> None:
+    def __init__(self, plan: RoundPlan, room: ExitStack) -> None:
         self.plan = plan
+        self.room = room
         self.survivors: tuple[int, ...] | None = None
         self.aggregate: Aggregate | None = None
         self.error: TacitError | None = None
@@ -73,15 +75,20 @@ class Arrival:
 
 
 class AggregateInbox:
-    """The sums that open attempts wait for."""
+    """The sums that open attempts wait for.
 
-    def __init__(self) -> None:
+    Args:
+        staging: where a sum waits until it is whole, proved, and applied.
+    """
+
+    def __init__(self, staging: StagingArea) -> None:
+        self._staging = staging
         self._arrivals: dict[bytes, Arrival] = {}
 
     @contextmanager
-    def expect(self, plan: RoundPlan) -> Iterator[Arrival]:
-        """Take the sum of this session while the block runs, and no other."""
-        arrival = self._arrivals[plan.session_id] = Arrival(plan)
+    def expect(self, plan: RoundPlan, room: ExitStack) -> Iterator[Arrival]:
+        """Take the sum of this session while the block runs, and no other. It is kept until `room` is closed."""
+        arrival = self._arrivals[plan.session_id] = Arrival(plan, room)
         try:
             yield arrival
         finally:
@@ -108,7 +115,11 @@ class AggregateInbox:
             return
         try:
             arrival.check(info)
-            packed = await _read(arrival.plan, header, info, requests)
+            with ExitStack() as room:
+                size = packed_bytes(arrival.plan.length, arrival.plan.codec.ring_bits)
+                packed = room.enter_context(self._staging.stage(size))
+                await _read(arrival.plan, header, info, requests, packed)
+                arrival.room.push(room.pop_all())
         except BadAggregate as error:
             arrival.error = error
             raise
@@ -120,22 +131,20 @@ def _check_same(kept: AggregateInfo, info: AggregateInfo) -> None:
         raise SessionFrozen("another sum of this session was reported before", expected="one sum per session")
 
 
-async def _read(plan: RoundPlan, header: pb.AggregateHeader, info: AggregateInfo, requests: Requests) -> bytearray:
+async def _read(
+    plan: RoundPlan, header: pb.AggregateHeader, info: AggregateInfo, requests: Requests, packed: StagedStream
+) -> None:
     size = packed_bytes(plan.length, plan.codec.ring_bits)
     reader = ChunkReader(header.stream, max_bytes=size, expected_bytes=size, expected_chunk_bytes=plan.chunk_bytes)
-    packed = bytearray(size)
     while (message := await next_message(requests, STALL_TIMEOUT_S, "a sum")) is not None:
         match message.WhichOneof("part"):
             case "chunk":
-                start = reader.received_bytes
-                data = reader.feed(message.chunk)
-                packed[start : start + len(data)] = data
+                await packed.write(reader.feed(message.chunk))
             case "trailer":
                 _check_digest(info, reader.finish(message.trailer))
             case other:
                 raise StreamError("a part of a sum is out of turn", expected="chunk or trailer", got=other)
     reader.end()
-    return packed
 
 
 def _check_digest(info: AggregateInfo, sha256: bytes) -> None:

@@ -1,32 +1,28 @@
-"""From a sum to the next version of the model."""
+"""From a sum to the next version of the model, in parts: neither the sum nor the model stands in memory as a whole."""
 
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Iterator
 
 import numpy as np
 
-from fl_core.codec.packing import unpack
-from fl_core.codec.tensors import Tensors, add_update, manifest_of
-from fl_core.errors import BadAggregate
+from fl_core.codec.tensors import TensorManifest, Tensors, TensorSpec, add_update, manifest_of
+from fl_core.codec.update_codec import SumDecoder
+from fl_core.crypto.mask_prg import RingVector
+from fl_core.errors import BadAggregate, LocalProtocolError
 from fl_core.rounds.job import JobSpec
-from fl_core.rounds.optimizer import OptimizerState, change
-from fl_core.rounds.plan import RoundPlan
+from fl_core.rounds.optimizer import OptimizerSpec, OptimizerState, change, slot_names
+from fl_core.rounds.plan import HEADER_COORDINATES, RoundPlan
 from fl_core.rounds.planner import codec_of
+from fl_core.wire.chunks import DEFAULT_CHUNK_BYTES
 from services.coordinator.aggregates import Aggregate
 from services.coordinator.models import ModelStore
 from services.coordinator.records import ModelRecord
 from services.runtime.offload import offload
 
+BLOCK = 1 << 16
+"""Coordinates that are worked on at a time."""
+
 _STEPS = "steps"
 _SLOT = "slot."
-
-
-@dataclass(frozen=True, slots=True)
-class NextModel:
-    """The model and the optimiser's state after a round."""
-
-    tensors: Tensors = field(repr=False)
-    state: OptimizerState = field(repr=False)
-    total_weight: int
 
 
 async def make_next_version(
@@ -41,12 +37,13 @@ async def make_next_version(
         BadAggregate: the sum fails its own check, or says another weight than it holds.
         CodecError: the new model would not be finite.
     """
-    tensors = await models.load(base.blob_name, base.model_digest)
     state = await _load_state(models, base)
-    made = await offload(_apply, spec, plan, tensors, state, aggregate)
+    levels = LevelReader(aggregate.packed.read_blocks(plan.length, plan.codec.ring_bits))
+    decoder = await offload(_open_sum, plan, aggregate, levels)
+    move = ModelMove(plan.manifest, spec.optimizer, state, decoder, levels)
     stem = f"models/{plan.job_id}/v{base.version + 1}-r{plan.round_id}a{plan.attempt}"
-    stored = await models.store(f"{stem}.safetensors", plan.manifest, made.tensors)
-    optimizer_blob = await _store_state(models, f"{stem}-optimizer.safetensors", made.state)
+    stored = await models.receive(f"{stem}.safetensors", plan.manifest, _moved(models, base, move))
+    optimizer_blob = await _store_state(models, f"{stem}-optimizer.safetensors", move.state)
     record = ModelRecord(
         job_id=plan.job_id,
         version=base.version + 1,
@@ -56,20 +53,122 @@ async def make_next_version(
         created_at=now,
         optimizer_blob=optimizer_blob,
     )
-    return record, made.total_weight
+    return record, decoder.total_weight
 
 
-def _apply(spec: JobSpec, plan: RoundPlan, tensors: Tensors, state: OptimizerState, aggregate: Aggregate) -> NextModel:
-    total = unpack(aggregate.packed, plan.length, plan.codec.ring_bits)
-    decoded = codec_of(plan).decode_sum(total, len(aggregate.info.survivors))
-    if decoded.total_weight != aggregate.info.total_weight:
+def _open_sum(plan: RoundPlan, aggregate: Aggregate, levels: "LevelReader") -> SumDecoder:
+    header = levels.take(HEADER_COORDINATES)
+    decoder = codec_of(plan).open_sum(header, len(aggregate.info.survivors))
+    if decoder.total_weight != aggregate.info.total_weight:
         raise BadAggregate(
             "a sum says another weight than it holds",
-            expected=decoded.total_weight,
+            expected=decoder.total_weight,
             got=aggregate.info.total_weight,
         )
-    moved, after = change(spec.optimizer, decoded.mean_update, state)
-    return NextModel(add_update(tensors, moved, plan.manifest), after, decoded.total_weight)
+    return decoder
+
+
+async def _moved(models: ModelStore, base: ModelRecord, move: "ModelMove") -> AsyncIterator[bytes]:
+    reader = await models.open(base.blob_name, base.model_digest)
+    async for chunk in reader.chunks(DEFAULT_CHUNK_BYTES):
+        yield await offload(move.feed, chunk.data)
+
+
+class LevelReader:
+    """Hands out the coordinates of a sum in order, as many as are asked for."""
+
+    def __init__(self, blocks: Iterator[RingVector]) -> None:
+        self._blocks = blocks
+        self._held: RingVector = np.empty(0, np.uint32)
+
+    def take(self, count: int) -> RingVector:
+        """The next `count` coordinates.
+
+        Raises:
+            LocalProtocolError: there are not so many.
+        """
+        parts = [self._held]
+        while sum(map(len, parts)) < count:
+            block = next(self._blocks, None)
+            if block is None:
+                raise LocalProtocolError("a sum ends too early", expected=f"{count} more coordinates")
+            parts.append(block)
+        joined = np.concatenate(parts) if len(parts) > 1 else parts[0]
+        self._held = joined[count:]
+        return joined[:count]
+
+
+class ModelMove:
+    """One step of the server's optimiser, over the bytes of a model as they pass.
+
+    Args:
+        manifest: of the model.
+        optimizer: the rule.
+        state: after the round before. Its vectors become those after this round, in place.
+        decoder: of the sum.
+        levels: the sum after its header.
+    """
+
+    def __init__(
+        self,
+        manifest: TensorManifest,
+        optimizer: OptimizerSpec,
+        state: OptimizerState,
+        decoder: SumDecoder,
+        levels: LevelReader,
+    ) -> None:
+        self._optimizer = optimizer
+        self._before = state
+        self._decoder = decoder
+        self._levels = levels
+        names = slot_names(optimizer)
+        slots = {name: state.slots.get(name, np.zeros(manifest.size, np.float32)) for name in names}
+        self._after = OptimizerState(state.steps + 1, slots)
+        self._blocks = _blocks_of(manifest)
+        self._block = next(self._blocks, None)
+        self._held = bytearray()
+
+    @property
+    def state(self) -> OptimizerState:
+        """The optimiser's state after this round, once the whole model has passed."""
+        return self._after
+
+    def feed(self, data: bytes) -> bytes:
+        """Take the next bytes of the old model; returns the bytes of the new one that are ready.
+
+        Raises:
+            BadAggregate: the sum holds a level that so many uploads cannot give.
+            CodecError: the new model is not finite.
+        """
+        self._held += data
+        ready = []
+        while self._block is not None and len(self._held) >= self._block[0].nbytes:
+            spec, start = self._block
+            elements = bytes(memoryview(self._held)[: spec.nbytes])
+            del self._held[: spec.nbytes]
+            ready.append(self._move(spec, start, elements))
+            self._block = next(self._blocks, None)
+        return b"".join(ready)
+
+    def _move(self, spec: TensorSpec, start: int, elements: bytes) -> bytes:
+        place = slice(start, start + spec.size)
+        mean = self._decoder.decode(self._levels.take(spec.size))
+        slots = {name: slot[place] for name, slot in self._after.slots.items()} if self._before.steps else {}
+        moved, after = change(self._optimizer, mean, OptimizerState(self._before.steps, slots))
+        for name, slot in after.slots.items():
+            self._after.slots[name][place] = slot
+        block: Tensors = {spec.name: np.frombuffer(elements, spec.dtype)}
+        return add_update(block, moved, TensorManifest((spec,)))[spec.name].tobytes()
+
+
+def _blocks_of(manifest: TensorManifest) -> Iterator[tuple[TensorSpec, int]]:
+    """Parts of tensors in order, each with its first coordinate in the flat vector."""
+    first = 0
+    for spec in manifest.tensors:
+        for start in range(0, spec.size, BLOCK):
+            count = min(BLOCK, spec.size - start)
+            yield TensorSpec(spec.name, spec.dtype, (count,)), first + start
+        first += spec.size
 
 
 async def _load_state(models: ModelStore, base: ModelRecord) -> OptimizerState:
@@ -77,7 +176,7 @@ async def _load_state(models: ModelStore, base: ModelRecord) -> OptimizerState:
         return OptimizerState()
     tensors = dict(await models.load(base.optimizer_blob))
     steps = int(tensors.pop(_STEPS)[()])
-    slots = {name.removeprefix(_SLOT): np.asarray(slot, np.float32) for name, slot in tensors.items()}
+    slots = {name.removeprefix(_SLOT): np.array(slot, np.float32) for name, slot in tensors.items()}
     return OptimizerState(steps, slots)
 
 

@@ -4,6 +4,7 @@ import asyncio
 import os
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 
 import structlog
 
@@ -83,6 +84,7 @@ class Attempt:
         self._aggregate_sha256 = b""
         self._departures: asyncio.Queue[tuple[ClientId, DropoutReason]] = asyncio.Queue()
         self._departed: set[ClientId] = set()
+        self._room = ExitStack()
         self._accepted: set[int] = set()
         self._refused: set[int] = set()
         self._records_ended = asyncio.Event()
@@ -100,7 +102,8 @@ class Attempt:
             StorageError: database or blob store failed; then the attempt is still open.
         """
         try:
-            await self._run()
+            with self._room:
+                await self._run()
         except AttemptFailed as failure:
             await self._abandon(failure.reason, failure.detail)
         except StorageError:
@@ -147,7 +150,7 @@ class Attempt:
         self.transcript = await self._with.transcripts.begin(plan)
         structlog.contextvars.bind_contextvars(session_id=plan.session_id.hex())
         lost = self._with.presence.losses(lambda client_id: self.leave(client_id, DropoutReason.DISCONNECTED))
-        with self._with.inbox.expect(plan) as arrival, lost:
+        with self._with.inbox.expect(plan, self._room) as arrival, lost:
             await self._open_sessions(plan)
             self._invite(plan)
             watchers = [self._watch_uploads(plan), self._pass_departures_on(plan)]

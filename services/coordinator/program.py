@@ -12,6 +12,7 @@ import grpc
 from fl_core.transport.identity import Role
 from fl_core.transport.tls import LiveCredentials
 from fl_core.wire.v1 import coordinator_pb2_grpc
+from services.coordinator.aggregates import AggregateInbox
 from services.coordinator.database import upgrade_database
 from services.coordinator.driver import Driver
 from services.coordinator.evaluation import EvaluationDesk
@@ -28,6 +29,7 @@ from services.coordinator.transcripts import TranscriptStore
 from services.runtime.blobs import BlobStore
 from services.runtime.database import open_database
 from services.runtime.server import run_program, running_server, serve
+from services.runtime.staging import StagingArea
 
 
 async def run(settings: CoordinatorSettings) -> None:
@@ -86,6 +88,7 @@ async def open_resources(settings: CoordinatorSettings) -> AsyncIterator[Resourc
         evaluations=EvaluationDesk(presence, traffic),
         traffic=traffic,
         clock=clock,
+        inbox=AggregateInbox(StagingArea(settings.state_dir / "spool", settings.memory_budget_bytes)),
     )
     try:
         yield resources

@@ -34,7 +34,7 @@ class Resources:
     keyserver: KeyServerPeer
     evaluations: EvaluationDesk
     traffic: Traffic
-    inbox: AggregateInbox = field(default_factory=AggregateInbox)
+    inbox: AggregateInbox
     clock: Clock = field(default_factory=steady_clock)
 
     async def close(self) -> None:

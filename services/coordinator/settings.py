@@ -24,6 +24,7 @@ class CoordinatorSettings(ServiceSettings):
         concurrent_jobs: jobs that run at the same time; the others wait in the order in which they came.
         concurrent_downloads: models that are sent at the same time; the others wait.
         streams_per_caller: streams of one kind that one party may hold open at once.
+        memory_budget_bytes: sums that are kept in memory until they are applied; those beyond it go to disk.
         max_model_bytes: largest model that a job may bring.
     """
 
@@ -38,6 +39,7 @@ class CoordinatorSettings(ServiceSettings):
     concurrent_jobs: int = Field(default=1, ge=1)
     concurrent_downloads: int = Field(default=64, ge=1)
     streams_per_caller: int = Field(default=4, ge=1)
+    memory_budget_bytes: int = Field(default=64 << 20, ge=0)
     max_model_bytes: int = Field(default=1 << 36, ge=1)
 
     @field_validator("aggregator", "keyserver")

@@ -31,8 +31,9 @@ from fl_core.wire.convert import (
 )
 from fl_core.wire.v1 import keyserver_pb2, keyserver_pb2_grpc, round_pb2, status_pb2
 from services.keyserver.delivery import MaskDelivery
+from services.keyserver.facts import Closed, Dropped, ExchangeFact, Failed, Unmasked
 from services.keyserver.journal import UnmaskJournal
-from services.keyserver.session import Closed, Dropped, ExchangeFact, ExchangeSession, Failed, Unmasked
+from services.keyserver.session import ExchangeSession
 from services.keyserver.settings import KeyServerSettings
 from services.runtime.identity import Context, caller, role_table
 from services.runtime.membership import check_addressed, check_site

@@ -4,11 +4,8 @@ Sites come in by `advertise` ... `reveal`, each over streams that may break and 
 `run_exchange` and `unmask`. The protocol itself, and what it refuses, is in the phases of `fl_core.secagg`.
 """
 
-from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from enum import StrEnum
 from math import floor
 from typing import TypeVar
 
@@ -44,6 +41,7 @@ from fl_core.secagg.unmasking import CollectingReveals, CollectingSignatures, Re
 from fl_core.wire.convert import directory_to_proto, relayed_shares_to_proto
 from fl_core.wire.v1 import keyserver_pb2
 from services.keyserver.expansion import expand_mask
+from services.keyserver.facts import Closed, Dropped, ExchangeFact, Failed, Phase, Traffic, Unmasked
 from services.keyserver.gathering import Gathering
 from services.runtime.events import EventLog, Notice
 from services.runtime.offload import offload
@@ -55,63 +53,6 @@ Record = Callable[[RoundPlan, tuple[int, ...]], Awaitable[None]]
 Deliver = Callable[[RoundPlan, tuple[int, ...], RingVector], Awaitable[None]]
 
 
-class Phase(StrEnum):
-    """What a session waits for."""
-
-    ADVERTISING = "advertising"
-    SHARING = "sharing"
-    UPLOADING = "uploading"
-    SIGNING = "signing"
-    REVEALING = "revealing"
-    EXPANDING = "expanding"
-    FINISHED = "finished"
-    FAILED = "failed"
-
-
-@dataclass(frozen=True, slots=True)
-class Dropped:
-    """A site that is not waited for any more, and why."""
-
-    index: int
-    reason: DropoutReason
-
-
-@dataclass(frozen=True, slots=True)
-class Closed:
-    """The exchange is over: U1, U2, and the message bytes of each site."""
-
-    advertised: tuple[int, ...]
-    shared: tuple[int, ...]
-    bytes_up: dict[int, int]
-    bytes_down: dict[int, int]
-    directory_digest: bytes
-    commitments_root: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """The exchange cannot be finished."""
-
-    reason: AbandonReason
-    detail: str
-
-
-ExchangeFact = Dropped | Closed | Failed
-
-
-@dataclass(slots=True)
-class Unmasked:
-    """What came of rounds 3 and 4; `failure` is set when no mask was released."""
-
-    failure: AbandonReason | None = None
-    detail: str = ""
-    dropouts: list[Dropped] = field(default_factory=list)
-    signed: tuple[int, ...] = ()
-    revealed: tuple[int, ...] = ()
-    bytes_up: dict[int, int] = field(default_factory=dict)
-    bytes_down: dict[int, int] = field(default_factory=dict)
-
-
 class _Failure(Exception):
     """Leaves a phase that cannot be finished, with the reason for the coordinator."""
 
@@ -119,14 +60,6 @@ class _Failure(Exception):
         super().__init__(str(error))
         self.reason = reason
         self.error = error
-
-
-class Traffic:
-    """Message bytes by site."""
-
-    def __init__(self) -> None:
-        self.up: Counter[int] = Counter()
-        self.down: Counter[int] = Counter()
 
 
 class ExchangeSession:
@@ -462,8 +395,8 @@ class ExchangeSession:
             await self._gather(AbandonReason.TOO_FEW_REVEALS, DropoutReason.UNMASK_TIMEOUT, "sites revealed shares")
         finally:
             self._judge_complaints(revealing.blame)
+            outcome.revealed = tuple(sorted(self._gathering.answered))
         self._phase = Phase.EXPANDING
-        outcome.revealed = tuple(sorted(self._gathering.answered))
         seeds = await self._rebuild(revealing)
         mask = await self._expand(seeds, threads)
         self._check_alive()

@@ -1,7 +1,6 @@
 """What must not stand anywhere in the code."""
 
 import ast
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,11 +11,9 @@ FORBIDDEN_IMPORTS = {"pickle", "marshal", "shelve", "dill", "cloudpickle"}
 FORBIDDEN_CALLS = {"eval", "exec", "yaml.load", "torch.load", "numpy.random.seed", "np.random.seed"}
 
 
-def sources() -> Iterator[Path]:
-    for package in PACKAGES:
-        for path in (ROOT / package).rglob("*.py"):
-            if "_pb2" not in path.name:
-                yield path
+def sources() -> list[Path]:
+    paths = (path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+    return sorted(path for path in paths if "_pb2" not in path.name)
 
 
 @pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))

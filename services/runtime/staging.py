@@ -8,12 +8,13 @@ from typing import IO, Protocol
 
 import numpy as np
 
-from fl_core.codec.packing import packed_bytes, unpack
+from fl_core.codec.packing import packed_bytes, unpack, unpack_blocks
 from fl_core.crypto.mask_prg import RingVector, lane_dtype
 from fl_core.errors import StorageError
 from services.runtime.offload import offload
 
-_BLOCK = 1 << 20
+BLOCK = 1 << 18
+"""Coordinates that are unpacked at a time; a multiple of 8, so that each block begins on a byte."""
 
 
 class StagedStream(Protocol):
@@ -22,8 +23,26 @@ class StagedStream(Protocol):
     async def write(self, data: bytes | memoryview) -> None:
         """Append the next bytes."""
 
-    def read_vector(self, length: int, ring_bits: int) -> RingVector:
-        """The packed vector that was written, (length,) in the lane of the ring. Takes a while: run it in a thread."""
+    def read_blocks(self, length: int, ring_bits: int) -> Iterator[RingVector]:
+        """The packed vector that was written, in order, in parts of at most `BLOCK` coordinates, in the ring's lane.
+
+        Raises:
+            StorageError: the disk failed.
+        """
+
+
+def read_vector(staged: StagedStream, length: int, ring_bits: int) -> RingVector:
+    """The whole vector of a staged stream, (length,) in the lane of the ring. Takes a while: run it in a thread.
+
+    Raises:
+        StorageError: the disk failed.
+    """
+    vector: RingVector = np.empty(length, lane_dtype(ring_bits))
+    start = 0
+    for block in staged.read_blocks(length, ring_bits):
+        vector[start : start + len(block)] = block
+        start += len(block)
+    return vector
 
 
 class StagingArea:
@@ -80,8 +99,9 @@ class _InMemory:
         self._buffer[self._written : end] = np.frombuffer(data, np.uint8)
         self._written = end
 
-    def read_vector(self, length: int, ring_bits: int) -> RingVector:
-        return unpack(self._buffer[: self._written], length, ring_bits)
+    def read_blocks(self, length: int, ring_bits: int) -> Iterator[RingVector]:
+        for _, block in unpack_blocks(self._buffer[: self._written], length, ring_bits, BLOCK):
+            yield block
 
 
 class _OnDisk:
@@ -97,18 +117,15 @@ class _OnDisk:
         except OSError as error:
             raise _disk_error(error) from error
 
-    def read_vector(self, length: int, ring_bits: int) -> RingVector:
-        # Read piece by piece: the packed bytes never stand in memory beside the vector.
-        vector: RingVector = np.empty(length, lane_dtype(ring_bits))
+    def read_blocks(self, length: int, ring_bits: int) -> Iterator[RingVector]:
+        # Read piece by piece: the packed bytes never stand in memory as a whole.
         try:
             self._file.seek(0)
-            for start in range(0, length, _BLOCK):
-                count = min(_BLOCK, length - start)
-                piece = self._file.read(packed_bytes(count, ring_bits))
-                vector[start : start + count] = unpack(piece, count, ring_bits)
+            for start in range(0, length, BLOCK):
+                count = min(BLOCK, length - start)
+                yield unpack(self._file.read(packed_bytes(count, ring_bits)), count, ring_bits)
         except OSError as error:
             raise _disk_error(error) from error
-        return vector
 
 
 def _disk_error(error: OSError) -> StorageError:
