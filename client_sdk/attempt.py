@@ -137,7 +137,7 @@ async def _reveal(
     site: Workplace,
     services: Services,
 ) -> None:
-    unmasking = Unmasking(plan, index, following, upload_sha256, site.journal)
+    unmasking = Unmasking(plan, index, following, upload_sha256, site.journal, site.policy)
     schedule = plan.schedule
     seconds = schedule.uploading.max_seconds + schedule.signing.max_seconds + schedule.revealing.max_seconds + SLACK_S
     with too_late_means(DropoutReason.UNMASK_TIMEOUT):

@@ -113,16 +113,7 @@ class Transcript:
 
     def to_json(self) -> bytes:
         """The file form; `transcript_from_json` reads it back."""
-        parts = [
-            {
-                "kind": part.kind,
-                "role": ROLES[part.kind],
-                "body": json.loads(part.body),
-                "certificate": base64.b64encode(part.certificate_der).decode(),
-                "signature": part.signature.hex(),
-            }
-            for part in self.parts
-        ]
+        parts = [_entry_of(part) for part in self.parts]
         return json.dumps({"format": FORMAT, "head": self.head.hex(), "parts": parts}, indent=1).encode()
 
 
@@ -377,7 +368,20 @@ def _tree(binding: bytes, body: Body) -> UploadTree:
 
 def _part_from(entry: Mapping[str, Any]) -> Part:
     certificate = base64.b64decode(entry["certificate"], validate=True)
-    return Part(str(entry["kind"]), _canonical(entry["body"]), certificate, bytes.fromhex(entry["signature"]))
+    part = Part(str(entry["kind"]), _canonical(entry["body"]), certificate, bytes.fromhex(entry["signature"]))
+    # One file has one form: a second spelling of the same bytes would be another file with the same head.
+    _require(dict(entry) == _entry_of(part), "a part of the transcript is not in canonical form")
+    return part
+
+
+def _entry_of(part: Part) -> dict[str, Any]:
+    return {
+        "kind": part.kind,
+        "role": ROLES.get(part.kind),
+        "body": json.loads(part.body),
+        "certificate": base64.b64encode(part.certificate_der).decode(),
+        "signature": part.signature.hex(),
+    }
 
 
 def _canonical(body: Body) -> bytes:
