@@ -53,10 +53,10 @@ def _combine_all(
 ) -> dict[int, bytes]:
     """One secret of each owner. Owners with the same holders share their coefficients and go together."""
     threshold = directory.context.threshold
-    order = sorted(rows, key=lambda holder: (holder in suspects, holder))
     groups: dict[tuple[int, ...], list[int]] = {}
     for owner in owners:
-        holders = [holder for holder in order if owner in rows[holder]]
+        here = [holder for holder in directory.holders(owner) if holder in rows and owner in rows[holder]]
+        holders = [holder for holder in here if holder not in suspects] + [one for one in here if one in suspects]
         check_enough(len(holders), threshold, f"sites revealed right shares of site {owner}")
         groups.setdefault(tuple(holders[:threshold]), []).append(owner)
     secrets: dict[int, bytes] = {}

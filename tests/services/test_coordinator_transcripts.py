@@ -15,6 +15,7 @@ from fl_core.rounds.machine import AbandonReason, DropoutReason
 from fl_core.transport.errors import rpc_errors
 from fl_core.transport.identity import Role
 from fl_core.wire.v1 import coordinator_pb2, keyserver_pb2, round_pb2
+from services.runtime.metrics import REGISTRY
 
 
 @pytest.fixture
@@ -128,6 +129,22 @@ async def test_a_blamed_site_is_named_and_not_invited_again(kit: Kit, tmp_path: 
     file.write_bytes(await fetch(kit.operator, status.job_id, 1, 1))
     result = verify(kit, file)
     assert json.loads(result.stdout)["transcripts"][0]["outcome"] == "bad_shares"
+
+
+async def test_reasons_of_dropouts_and_of_abandoned_attempts_are_counted(kit: Kit) -> None:
+    labels = {"reason": "false_dealing", "phase": "unmasking"}
+    before = [
+        REGISTRY.get_sample_value("tacit_sites_dropped_total", labels) or 0,
+        REGISTRY.get_sample_value("tacit_attempts_ended_total", {"outcome": "bad_shares"}) or 0,
+    ]
+    kit.connect("anna", "bert", "carl", "dora")
+    kit.keyserver.unmask_answer = blaming(1, round_pb2.DROPOUT_REASON_FALSE_DEALING)
+    await kit.run_job(aggregation="secagg", cohort={"min": 3, "max": 4}, threshold=3, max_dropout=0.2, max_corrupt=0.2)
+    after = [
+        REGISTRY.get_sample_value("tacit_sites_dropped_total", labels),
+        REGISTRY.get_sample_value("tacit_attempts_ended_total", {"outcome": "bad_shares"}),
+    ]
+    assert after == [count + 1 for count in before]
 
 
 async def test_quarantine_ends_after_the_rounds_that_the_job_says(kit: Kit) -> None:
