@@ -19,13 +19,13 @@ class SitePolicy:
     Args:
         require_secure_aggregation: refuse attempts in which the aggregator sees single updates.
         min_cohort: smallest number of sites in an attempt, and in a sum that this site helps to unmask, >= 1.
+        aggregator_id: the only aggregator that may get updates; any of the federation when None.
+        keyserver_id: the only key server that may relay shares; any of the federation when None.
         min_cohort_difference: sites by which the survivors of two sums of one job must differ when they are not the
             same, >= 1; 1 allows everything. A larger number stops a coordinator from subtracting sums, and makes the
             site leave attempts in which a site more or less than before dropped out.
         trusted_sites: client_ids that the owner knows to be different parties.
         min_trusted: how many of these must be in an attempt and in its sum beside this site.
-        aggregator_id: the only aggregator that may get updates; any of the federation when None.
-        keyserver_id: the only key server that may relay shares; any of the federation when None.
 
     Raises:
         ConfigError: a value is of the wrong type or out of range.
@@ -33,11 +33,11 @@ class SitePolicy:
 
     require_secure_aggregation: bool = True
     min_cohort: int = 3
+    aggregator_id: str | None = None
+    keyserver_id: str | None = None
     min_cohort_difference: int = 1
     trusted_sites: tuple[str, ...] = ()
     min_trusted: int = 0
-    aggregator_id: str | None = None
-    keyserver_id: str | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.require_secure_aggregation, bool):
