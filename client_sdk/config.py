@@ -127,15 +127,26 @@ def _read(path: Path) -> Mapping[str, Any]:
         content = yaml.safe_load(path.read_text())
     except OSError as error:
         raise ConfigError(
-            "the file cannot be read", got=error.strerror, fix="check the path and its permissions"
+            "the file cannot be read",
+            expected="a readable YAML file",
+            got=error.strerror,
+            fix="check the path and its permissions",
         ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         place = getattr(error, "problem_mark", None)
         raise ConfigError(
-            "the file is no YAML", got=f"a mistake in line {place.line + 1}" if place else "bytes that are no UTF-8"
+            "the file is no YAML",
+            expected="lines of `key: value`",
+            got=f"a mistake in line {place.line + 1}" if place else "bytes that are no UTF-8",
+            fix="correct that line" if place else "save the file as UTF-8",
         ) from error
     if not isinstance(content, dict):
-        raise ConfigError("the file holds no settings", expected="lines of `key: value`", got=type(content).__name__)
+        raise ConfigError(
+            "the file holds no settings",
+            expected="lines of `key: value`",
+            got=type(content).__name__,
+            fix="write one setting in each line",
+        )
     return content
 
 
@@ -146,11 +157,16 @@ def _check_keys(kind: type[Any], mapping: Mapping[Any, Any], prefix: str) -> Non
             continue
         near = get_close_matches(str(name), known, n=1)
         fix = f"did you mean {prefix}{near[0]}?" if near else f"known keys: {', '.join(known)}"
-        raise ConfigError(f"{prefix}{name} is an unknown key", fix=fix)
+        raise ConfigError(f"{prefix}{name} is an unknown key", expected="a key of site.yaml", got=repr(name), fix=fix)
     for entry in fields(kind):
         needed = entry.default is MISSING and entry.default_factory is MISSING
         if needed and mapping.get(entry.name) is None:
-            raise ConfigError(f"{prefix}{entry.name} is missing", fix=f"add a line `{entry.name}: ...`")
+            raise ConfigError(
+                f"{prefix}{entry.name} is missing",
+                expected="a value",
+                got="none",
+                fix=f"add a line `{entry.name}: ...`",
+            )
 
 
 def _section(kind: type[Section], name: str, mapping: object) -> Section:

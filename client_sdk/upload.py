@@ -72,7 +72,12 @@ async def send_upload(
         if isinstance(error, SessionFrozen | UnknownSession):
             raise
         if not error.retryable:
-            raise UploadRefused("the aggregator refused the update", got=f"{error.code}: {error}") from error
+            raise UploadRefused(
+                f"the aggregator refused the update ({error.code}): {error.what}",
+                expected=error.expected,
+                got=error.got,
+                fix=error.fix,
+            ) from error
         if not await _was_accepted(aggregator, upload):
             raise
         return
@@ -81,6 +86,7 @@ async def send_upload(
             "the aggregator acknowledged something else than was sent",
             expected=upload.digest.hex(),
             got=response.upload_sha256[:32].hex(),
+            fix="do not go on with this aggregator; wait for the next attempt",
         )
 
 

@@ -266,9 +266,19 @@ def _check_tensor(spec: TensorSpec, tensors: Tensors) -> None:
         raise CodecError(f"tensor {spec.name!r} is missing", fix="return all tensors of the global model")
     array = np.asarray(tensors[spec.name])
     if array.dtype.name != spec.dtype:
-        raise CodecError(f"tensor {spec.name!r} has the wrong dtype", expected=spec.dtype, got=array.dtype.name)
+        raise CodecError(
+            f"tensor {spec.name!r} has the wrong dtype",
+            expected=spec.dtype,
+            got=array.dtype.name,
+            fix="return each tensor of the global model in its dtype",
+        )
     if array.shape != spec.shape:
-        raise CodecError(f"tensor {spec.name!r} has the wrong shape", expected=spec.shape, got=array.shape)
+        raise CodecError(
+            f"tensor {spec.name!r} has the wrong shape",
+            expected=spec.shape,
+            got=array.shape,
+            fix="return each tensor of the global model in its shape",
+        )
 
 
 def _check_finite(spec: TensorSpec, elements: npt.NDArray[np.generic]) -> None:

@@ -82,9 +82,19 @@ def check_public_key(public_key: bytes) -> None:
     _check_length(public_key, "public key")
     coordinate = int.from_bytes(public_key, "little")
     if coordinate >= _PRIME:
-        raise BadKey("a public key is not canonical", expected="a u-coordinate below 2**255 - 19", got=public_key.hex())
+        raise BadKey(
+            "a public key is not canonical",
+            expected="a u-coordinate below 2**255 - 19",
+            got=public_key.hex(),
+            fix="draw a fresh key pair",
+        )
     if coordinate in _LOW_ORDER:
-        raise BadKey("a public key has a low order", expected="a point of prime order", got=public_key.hex())
+        raise BadKey(
+            "a public key has a low order",
+            expected="a point of prime order",
+            got=public_key.hex(),
+            fix="draw a fresh key pair",
+        )
 
 
 def agree(our_secret_key: bytes, their_public_key: bytes) -> bytes:
@@ -129,4 +139,9 @@ def _check_length(key: bytes, name: str) -> None:
 
 
 def _low_order(public_key: bytes) -> BadKey:
-    return BadKey("a key agreement is all zero", expected="a public key of prime order", got=public_key.hex())
+    return BadKey(
+        "a key agreement is all zero",
+        expected="a public key of prime order",
+        got=public_key.hex(),
+        fix="do not use this key; its owner must draw a fresh pair",
+    )

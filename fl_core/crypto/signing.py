@@ -72,6 +72,7 @@ def verify_signature(certificate_der: bytes, message: bytes, signature: bytes) -
             "a signature does not verify",
             expected="an ECDSA P-256 signature of this message by the key of the certificate",
             got=f"{len(signature)} bytes that fail",
+            fix="sign this very message; a signature of another attempt or by another key does not pass",
         ) from error
 
 

@@ -312,7 +312,12 @@ class RoundPlan:
         for index, entry in enumerate(self.roster):
             if entry.client_id == client_id:
                 return index
-        raise PlanError("the site is not in the roster of this attempt", expected="an invited site", got=client_id)
+        raise PlanError(
+            "the site is not in the roster of this attempt",
+            expected="an invited site",
+            got=client_id,
+            fix="wait for an invitation",
+        )
 
     def _scalar_fields(self) -> list[labels.Field]:
         scalars: list[labels.Field] = [

@@ -324,7 +324,10 @@ class AwaitingSurvivors:
         index = self.member.index
         if index not in survivors:
             raise RemoteProtocolError(
-                "the survivors leave this site out, though it is alive", expected=f"{index} among the survivors"
+                "the survivors leave this site out, though it is alive",
+                expected=f"{index} among the survivors",
+                got=f"{len(survivors)} others",
+                fix="do not go on; wait for the next attempt",
             )
         check_enough(len(survivors), self.member.context.min_survivors, "survivors")
         check_reach(self.directory, index, survivors, "neighbours survived")

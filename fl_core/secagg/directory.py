@@ -93,6 +93,7 @@ def claim_keys(owners: dict[bytes, int], advertisement: KeyAdvertisement) -> Non
                 "a public key stands twice",
                 expected="keys that are fresh and different for each site and purpose",
                 got=f"one key of site {owners.get(key, advertisement.index)} and site {advertisement.index}",
+                fix="draw a fresh key pair for each purpose in each attempt",
             )
     owners.update(dict.fromkeys(keys, advertisement.index))
 

@@ -175,4 +175,9 @@ def _over(what: str, index: int) -> SessionFrozen:
 
 
 def _different(what: str, index: int) -> RemoteProtocolError:
-    return RemoteProtocolError(f"site {index} sent different {what} before", expected="the same message again, or none")
+    return RemoteProtocolError(
+        f"site {index} sent different {what} before",
+        expected="the same message again, or none",
+        got="another message",
+        fix="take part in the next attempt, with fresh keys",
+    )

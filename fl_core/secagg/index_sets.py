@@ -27,7 +27,12 @@ def check_subset(indices: Sequence[int], allowed: Collection[int], name: str, wh
     known = frozenset(allowed)
     for index in indices:
         if index not in known:
-            raise RemoteProtocolError(f"{name} name a site outside {whole}", expected=f"a part of {whole}", got=index)
+            raise RemoteProtocolError(
+                f"{name} name a site outside {whole}",
+                expected=f"a part of {whole}, which has {len(known)} sites",
+                got=f"site {index}",
+                fix="do not go on; wait for the next attempt",
+            )
 
 
 def check_equal(indices: Sequence[int], expected: Sequence[int], name: str) -> None:

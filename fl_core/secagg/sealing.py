@@ -73,7 +73,8 @@ def open_shares(directory: Directory, sealed: SealedShare, key: bytes) -> HeldSh
         raise BadShares(
             "sealed shares do not open",
             expected="what their sender sealed for this site in this session",
-            got=f"a message of site {sealed.sender}",
+            got=f"a message of site {sealed.sender} that does not open",
+            fix="wait for the next attempt; if it happens again, look at that site and at the key server",
         ) from error
     shares = HeldShares(plaintext[:SHARE_BYTES], plaintext[SHARE_BYTES:])
     parse_shares([shares.mask_key, shares.self_seed])

@@ -24,6 +24,8 @@ CHANNEL_OPTIONS: tuple[Option, ...] = (
     *_KEEPALIVE,
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.max_receive_message_length", MAX_RESPONSE_BYTES),
+    # The sender learns why: a refusal by the receiver arrives as a connection that broke, which one tries again.
+    ("grpc.max_send_message_length", MAX_REQUEST_BYTES),
     # A fixed window bounds what gRPC buffers of a download that is read slowly.
     ("grpc.http2.bdp_probe", 0),
     ("grpc.http2.lookahead_bytes", 1 << 20),

@@ -5,6 +5,7 @@ got, fix), from which the receiver builds the same class again.
 """
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -85,9 +86,9 @@ class WireStatus:
 def to_status(error: TacitError) -> WireStatus:
     """Status, sentence and trailing metadata of an error."""
     texts = {name: getattr(error, name) for name in ("what", "expected", "got", "fix")}
-    body = {name: _plain(str(text)) for name, text in texts.items() if text is not None}
+    body = {name: printable(str(text)) for name, text in texts.items() if text is not None}
     payload = json.dumps({"code": error.code, **body}, ensure_ascii=False).encode()
-    return WireStatus(status_code(error), _plain(str(error)), ((METADATA_KEY, payload),))
+    return WireStatus(status_code(error), printable(str(error)), ((METADATA_KEY, payload),))
 
 
 def status_code(error: TacitError) -> grpc.StatusCode:
@@ -136,7 +137,7 @@ def _parse(payload: bytes) -> TacitError | None:
         return None
     if not isinstance(body, dict) or not all(isinstance(text, str) for text in body.values()):
         return None
-    texts = {name: _plain(text) for name, text in body.items() if name in ("what", "expected", "got", "fix")}
+    texts = {name: printable(text) for name, text in body.items() if name in ("what", "expected", "got", "fix")}
     kind = error_classes().get(body.get("code", ""))
     return None if kind is None or "what" not in texts else _rebuild(kind, texts)
 
@@ -150,8 +151,8 @@ def _rebuild(kind: type[TacitError], texts: dict[str, str]) -> TacitError:
     return error
 
 
-def _plain(text: str) -> str:
-    # A peer's text ends up in logs and terminals, so control characters stay out.
+def printable(text: str) -> str:
+    """A peer's text as it may stand in logs and terminals: without control characters, and 500 bytes at most."""
     printable = "".join(character if character.isprintable() else " " for character in text)
     return printable.encode()[:_MAX_TEXT_BYTES].decode(errors="ignore")
 
@@ -171,13 +172,23 @@ def _from_code(code: grpc.StatusCode, details: str) -> TacitError:
     if any(text in details for text in _UNTRUSTED_PEER):
         return IdentityError(
             "the service does not hold the certificate that we expect",
-            got=_plain(details),
+            got=printable(details),
             fix="compare address, role and ca file",
         )
     if any(text in details for text in _BROKEN_CONNECTION):
-        return PeerLost("the connection broke", got=_plain(details))
+        return PeerLost("the connection broke", got=printable(details))
     if "message larger than max" in details:
-        return StreamError("a message is too large", got=_plain(details))
+        return _too_large(details)
     kind = _MEANING.get(code, InternalError)
     what = {PeerLost: "the service did not answer", InternalError: "the call failed"}.get(kind, "the call was refused")
-    return kind(what, got=f"{code.name}: {_plain(details)}")
+    return kind(what, got=f"{code.name}: {printable(details)}")
+
+
+def _too_large(details: str) -> StreamError:
+    sizes = re.search(r"\((\d+) vs\. (\d+)\)", details)
+    return StreamError(
+        "a message is too large",
+        expected=f"up to {sizes[2]} bytes" if sizes else None,
+        got=f"{sizes[1]} bytes" if sizes else printable(details),
+        fix="send it in smaller parts",
+    )

@@ -312,13 +312,19 @@ class RosterTrust:
             IdentityError: the certificate is another one, expired, revoked or not of this federation.
         """
         if not 0 <= index < len(self._roster):
-            raise IdentityError("the index is not in the roster", expected=f"0 to {len(self._roster) - 1}", got=index)
+            raise IdentityError(
+                "the index is not in the roster",
+                expected=f"0 to {len(self._roster) - 1}",
+                got=index,
+                fix="use the index of your own certificate in the plan",
+            )
         entry = self._roster[index]
         if sha256(certificate_der).digest() != entry.certificate_sha256:
             raise IdentityError(
                 f"the certificate at index {index} is not the one of the roster",
                 expected=f"{entry.client_id} with fingerprint {entry.certificate_sha256.hex()[:16]}",
                 got=f"fingerprint {sha256(certificate_der).hexdigest()[:16]}",
+                fix="sign with the certificate that the plan names; a renewed one counts from the next attempt",
             )
         identity = self._trust.check(certificate_der, self._now)
         if identity.role is not Role.SITE or identity.id != entry.client_id:

@@ -203,7 +203,10 @@ def _read(what: str, path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise ConfigError(
-            f"the {what} {path} cannot be read", got=error.strerror, fix="make it with `tacit pki` or correct the path"
+            f"the {what} {path} cannot be read",
+            expected="a readable PEM file",
+            got=error.strerror,
+            fix="make it with `tacit pki` or correct the path",
         ) from error
 
 

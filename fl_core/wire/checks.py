@@ -49,7 +49,12 @@ def index_from_proto(index: int, size: int = MAX_COHORT) -> int:
         RemoteProtocolError: it lies outside.
     """
     if not 0 <= index < size:
-        raise RemoteProtocolError("the index of a site is out of range", expected=f"below {size}", got=index)
+        raise RemoteProtocolError(
+            "the index of a site is out of range",
+            expected=f"below {size}",
+            got=index,
+            fix="use the places of the plan's roster",
+        )
     return index
 
 

@@ -155,13 +155,28 @@ class ChunkReader:
         expected_chunk_bytes: int | None = None,
     ) -> None:
         if header.total_bytes > max_bytes:
-            raise StreamError("a stream is too large", expected=f"up to {max_bytes} bytes", got=header.total_bytes)
+            raise StreamError(
+                "a stream is too large",
+                expected=f"up to {max_bytes} bytes",
+                got=f"{header.total_bytes} bytes",
+                fix="send what was asked for and nothing more",
+            )
         if expected_bytes is not None and header.total_bytes != expected_bytes:
-            raise StreamError("a stream has the wrong size", expected=f"{expected_bytes} bytes", got=header.total_bytes)
+            raise StreamError(
+                "a stream has the wrong size",
+                expected=f"{expected_bytes} bytes",
+                got=f"{header.total_bytes} bytes",
+                fix="compare the shapes of the model and the codec at both ends",
+            )
         if not 0 < header.chunk_bytes <= MAX_CHUNK_BYTES:
             raise StreamError("chunk_bytes is out of range", expected=f"1 to {MAX_CHUNK_BYTES}", got=header.chunk_bytes)
         if expected_chunk_bytes is not None and header.chunk_bytes != expected_chunk_bytes:
-            raise StreamError("the chunks have the wrong size", expected=expected_chunk_bytes, got=header.chunk_bytes)
+            raise StreamError(
+                "the chunks have the wrong size",
+                expected=f"{expected_chunk_bytes} bytes",
+                got=f"{header.chunk_bytes} bytes",
+                fix="cut the stream into chunks of the expected size",
+            )
         self._total_bytes = header.total_bytes
         self._chunk_bytes = header.chunk_bytes
         self._count = chunk_count(header.total_bytes, header.chunk_bytes)
@@ -199,12 +214,25 @@ class ChunkReader:
         data = chunk.data
         expected = min(self._chunk_bytes, self._total_bytes - self._received_bytes)
         if self._received_chunks >= self._count:
-            raise StreamError("a chunk came after the end of its stream", expected=f"{self._count} chunks")
+            raise StreamError(
+                "a chunk came after the end of its stream",
+                expected=f"{self._count} chunks",
+                got=f"chunk {chunk.index}",
+                fix="send the bytes that the header announced, then the trailer",
+            )
         if chunk.index != self._received_chunks:
-            raise StreamError("a chunk is out of order", expected=f"chunk {self._received_chunks}", got=chunk.index)
+            raise StreamError(
+                "a chunk is out of order",
+                expected=f"chunk {self._received_chunks}",
+                got=f"chunk {chunk.index}",
+                fix="send the chunks in order, each once",
+            )
         if len(data) != expected:
             raise StreamError(
-                f"chunk {chunk.index} has the wrong size", expected=f"{expected} bytes", got=f"{len(data)} bytes"
+                f"chunk {chunk.index} has the wrong size",
+                expected=f"{expected} bytes",
+                got=f"{len(data)} bytes",
+                fix="fill every chunk but the last to chunk_bytes",
             )
         self._digest.update(data)
         self._received_bytes += len(data)
@@ -224,11 +252,19 @@ class ChunkReader:
         if self._is_finished:
             raise StreamError("a stream has two trailers", expected="one")
         if trailer.chunk_count != self._received_chunks:
-            raise StreamError("a trailer counts other chunks", expected=self._received_chunks, got=trailer.chunk_count)
+            raise StreamError(
+                "a trailer counts other chunks",
+                expected=f"{self._received_chunks} chunks",
+                got=f"{trailer.chunk_count} chunks",
+                fix="send it again",
+            )
         digest = self._digest.digest()
         if trailer.sha256 != digest:
             raise StreamError(
-                "the digest of a stream is wrong", expected=digest.hex(), got=trailer.sha256[:DIGEST_BYTES].hex()
+                "the digest of a stream is wrong",
+                expected=digest.hex(),
+                got=trailer.sha256[:DIGEST_BYTES].hex(),
+                fix="send it again, with the SHA-256 of all its bytes",
             )
         self._is_finished = True
         return digest

@@ -6,7 +6,7 @@ What a message means in its session (who may send it, which signature must verif
 from collections.abc import Iterable
 
 from fl_core.crypto.shamir import SHARE_BYTES
-from fl_core.errors import BadKey, BadShares, RemoteProtocolError
+from fl_core.errors import BadKey, BadShares, BadSignature, RemoteProtocolError
 from fl_core.rounds.plan import MAX_COHORT
 from fl_core.secagg import messages
 from fl_core.secagg.commitments import PAIR_BYTES
@@ -36,12 +36,13 @@ def advertisement_from_proto(message: secagg_pb2.KeyAdvertisement) -> messages.K
 
     Raises:
         BadKey: a key has the wrong length.
-        RemoteProtocolError: index, certificate, commitment or signature are out of range.
+        BadSignature: there is no signature, or one that is too long.
+        RemoteProtocolError: index, certificate or commitment are out of range.
     """
     check_size("a cipher_public_key", message.cipher_public_key, KEY_BYTES, KEY_BYTES, BadKey)
     check_size("a mask_public_key", message.mask_public_key, KEY_BYTES, KEY_BYTES, BadKey)
     check_size("a certificate", message.certificate_der, 1, MAX_CERTIFICATE_BYTES)
-    check_size("a signature", message.signature, 1, MAX_SIGNATURE_BYTES)
+    _check_signature("the keys of a site", message.signature)
     return messages.KeyAdvertisement(
         index=index_from_proto(message.index),
         cipher_public_key=message.cipher_public_key,
@@ -139,9 +140,10 @@ def signature_from_proto(message: secagg_pb2.SurvivorSignature) -> messages.Surv
     """From the wire.
 
     Raises:
-        RemoteProtocolError: index or signature are out of range.
+        BadSignature: there is none, or one that is too long.
+        RemoteProtocolError: the index is out of range.
     """
-    check_size("a signature", message.signature, 1, MAX_SIGNATURE_BYTES)
+    _check_signature("the survivors", message.signature)
     return messages.SurvivorSignature(index_from_proto(message.index), message.signature)
 
 
@@ -189,6 +191,16 @@ def revealed_from_proto(message: secagg_pb2.RevealedShares) -> messages.Revealed
         tuple(_share_from_proto(share) for share in message.mask_key_shares),
         indices_from_proto(message.complaints),
     )
+
+
+def _check_signature(what: str, signature: bytes) -> None:
+    if not 0 < len(signature) <= MAX_SIGNATURE_BYTES:
+        raise BadSignature(
+            f"{what} are not signed",
+            expected=f"a signature of 1 to {MAX_SIGNATURE_BYTES} bytes",
+            got=f"{len(signature)} bytes",
+            fix="sign with the key of the site's certificate",
+        )
 
 
 def _sealed_to_proto(value: messages.SealedShare) -> secagg_pb2.SealedShare:

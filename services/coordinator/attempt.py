@@ -83,7 +83,7 @@ class Attempt:
         self._committed: ModelRecord | None = None
         self._aggregate_sha256 = b""
         self._departures: asyncio.Queue[tuple[ClientId, DropoutReason]] = asyncio.Queue()
-        self._departed: set[ClientId] = set()
+        self._departed: dict[ClientId, str] = {}
         self._room = ExitStack()
         self._accepted: set[int] = set()
         self._refused: set[int] = set()
@@ -117,11 +117,11 @@ class Attempt:
         self._announce_end()
         return self.journal.record
 
-    def leave(self, client_id: ClientId, reason: DropoutReason) -> None:
-        """A site leaves on purpose, or is lost; said again it changes nothing."""
+    def leave(self, client_id: ClientId, reason: DropoutReason, detail: str = "") -> None:
+        """A site leaves on purpose, in its own words, or is lost; said again it changes nothing."""
         if self.plan is not None and client_id in self.journal.record.invited and client_id not in self._departed:
             # Bounded by the cohort: each site departs once.
-            self._departed.add(client_id)
+            self._departed[client_id] = detail
             self._departures.put_nowait((client_id, reason))
 
     def site_bytes(self) -> dict[int, SiteBytes]:
@@ -283,9 +283,14 @@ class Attempt:
                     return
                 case Quorum.FAIL:
                     detail = f"{answered} uploads are here and {waiting} may still come, {needed} are needed"
-                    raise AttemptFailed(AbandonReason.TOO_FEW_UPLOADS, detail)
+                    raise AttemptFailed(AbandonReason.TOO_FEW_UPLOADS, detail + self._last_words())
             left = next_deadline_s(answered, needed, bounds) - self.journal.elapsed_s
             await self.journal.changes.wait(max(left, 0.0) + 0.001)
+
+    def _last_words(self) -> str:
+        """Why a site left, in its words: often all of them left for the same reason."""
+        said = next(((client_id, detail) for client_id, detail in self._departed.items() if detail), None)
+        return "" if said is None else f"; {said[0]} left because {said[1]}"
 
     async def _await_last_records(self) -> None:
         try:

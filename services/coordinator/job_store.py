@@ -7,7 +7,7 @@ from fl_core.errors import LocalProtocolError, NotFound, StorageError
 from fl_core.rounds.plan import JobId
 from services.coordinator.records import JobRecord, JobStatus, ModelRecord
 from services.coordinator.tables import JobRow, ModelRow
-from services.runtime.database import Database
+from services.runtime.database import Database, undivided
 
 _ENDED = [status.value for status in JobStatus if status.is_final]
 
@@ -18,6 +18,7 @@ class JobStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
+    @undivided
     async def add(self, job: JobRecord, model: ModelRecord) -> None:
         """Store a new job together with its first model.
 
@@ -45,6 +46,7 @@ class JobStore:
                     "the job cannot be stored", expected="a new job with the first version of its model", got=job.job_id
                 ) from error
 
+    @undivided
     async def job(self, job_id: str) -> JobRecord:
         """Look up one job.
 
@@ -57,6 +59,7 @@ class JobStore:
             raise NotFound("there is no such job", expected="the id of a submitted job", got=job_id)
         return _job(row)
 
+    @undivided
     async def jobs(self) -> list[JobRecord]:
         """All jobs, in the order in which they were submitted."""
         query = select(JobRow).order_by(JobRow.submitted_at, JobRow.job_id)
@@ -67,6 +70,7 @@ class JobStore:
         """Jobs that have not ended, in the order in which they were submitted."""
         return [job for job in await self.jobs() if not job.status.is_final]
 
+    @undivided
     async def set_status(self, job_id: JobId, status: JobStatus, now: float, detail: str = "") -> None:
         """Move a job to another status. An ended job stays as it is.
 
@@ -83,6 +87,7 @@ class JobStore:
             if await session.scalar(change) is None:
                 raise LocalProtocolError("the job has ended", expected="a job that is queued or running", got=job_id)
 
+    @undivided
     async def model(self, job_id: str, version: int = 0) -> ModelRecord:
         """Look up one version of a job's model, the newest when `version` is 0.
 
@@ -101,6 +106,7 @@ class JobStore:
             )
         return _model(row)
 
+    @undivided
     async def models(self, job_id: str) -> list[ModelRecord]:
         """All versions of a job's model, oldest first."""
         query = select(ModelRow).where(ModelRow.job_id == job_id).order_by(ModelRow.version)

@@ -24,7 +24,7 @@ from services.coordinator.tables import (
     Scalars,
     TransitionRow,
 )
-from services.runtime.database import Database
+from services.runtime.database import Database, undivided
 
 _BLAME = [reason.value for reason in DropoutReason if reason.is_blame]
 _FINAL = [RoundState.COMMITTED.value, RoundState.ABANDONED.value]
@@ -36,6 +36,7 @@ class RoundStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
+    @undivided
     async def open(self, job_id: JobId, now: float) -> AttemptKey:
         """Begin the next attempt at the job's next round, in state recruiting.
 
@@ -65,6 +66,7 @@ class RoundStore:
         await _log(session, key, RoundState.RECRUITING, now)
         return key
 
+    @undivided
     async def bind(self, key: AttemptKey, opening: Opening, state: RoundState, now: float) -> None:
         """Leave recruiting: the plan stands, its session and cohort are known.
 
@@ -83,6 +85,7 @@ class RoundStore:
                 for index, entry in enumerate(opening.roster)
             )
 
+    @undivided
     async def advance(
         self,
         key: AttemptKey,
@@ -106,6 +109,7 @@ class RoundStore:
             if survivors:
                 await session.execute(survive)
 
+    @undivided
     async def record_dropout(self, key: AttemptKey, index: int, reason: DropoutReason, phase: RoundState) -> None:
         """Keep why a site dropped out and when; the first reason stands, unless it is no blame and this one is."""
         replaceable: ColumnElement[bool] = ParticipantRow.dropout_reason.is_(None)
@@ -120,12 +124,14 @@ class RoundStore:
         async with self._database.transaction() as session:
             await session.execute(change)
 
+    @undivided
     async def last_attempt(self, job_id: str, round_id: int) -> int:
         """The number of the last attempt at a round; 0 when there was none."""
         query = select(func.max(AttemptRow.attempt)).where(AttemptRow.job_id == job_id, AttemptRow.round_id == round_id)
         async with self._database.transaction() as session:
             return await session.scalar(query) or 0
 
+    @undivided
     async def blamed(self, job_id: JobId, since_round: int) -> frozenset[ClientId]:
         """Sites that were caught lying in an attempt at this round of a job or a later one."""
         query = select(ParticipantRow.client_id).where(
@@ -136,6 +142,7 @@ class RoundStore:
         async with self._database.transaction() as session:
             return frozenset(ClientId(name) for name in await session.scalars(query))
 
+    @undivided
     async def commit(
         self, key: AttemptKey, model: ModelRecord, total_weight: int, aggregate_sha256: bytes, now: float
     ) -> None:
@@ -163,6 +170,7 @@ class RoundStore:
                 )
             session.add(model_row(model))
 
+    @undivided
     async def abandon(self, key: AttemptKey, reason: AbandonReason, now: float, detail: str = "") -> None:
         """Give up an open attempt.
 
@@ -172,6 +180,7 @@ class RoundStore:
         async with self._database.transaction() as session:
             await _abandon(session, key, reason, now, detail)
 
+    @undivided
     async def abandon_open(self, reason: AbandonReason, now: float, detail: str = "") -> list[bytes]:
         """Give up every open attempt and close every report left open: the first act after a restart.
 
@@ -188,6 +197,7 @@ class RoundStore:
                 row.closed_at = now
         return [row.session_id for row in opened if row.session_id is not None]
 
+    @undivided
     async def close(
         self,
         key: AttemptKey,
@@ -224,6 +234,7 @@ class RoundStore:
                 for site in evaluations
             )
 
+    @undivided
     async def current(self, job_id: str, now: float) -> RoundReport | None:
         """The attempt of a job whose report is still open; the phase that it is in counts up to `now`."""
         query = (
@@ -236,6 +247,7 @@ class RoundStore:
             row = await session.scalar(query)
             return await _report(session, row, now) if row is not None else None
 
+    @undivided
     async def reports(self, job_id: str, *, after: tuple[int, int] = (0, 0)) -> list[RoundReport]:
         """Closed reports of a job in order: those behind this round and attempt."""
         round_id, attempt = after

@@ -16,6 +16,7 @@ from fl_core.errors import NotEnough, PlanError, StreamError
 from fl_core.rounds.job import JobSpec, job_from_mapping
 from fl_core.rounds.plan import ClientId, JobId
 from fl_core.rounds.planner import check_job
+from fl_core.transport.errors import printable
 from fl_core.transport.identity import Identity, Role
 from fl_core.wire.chunks import DEFAULT_CHUNK_BYTES, ChunkReader
 from fl_core.wire.convert import (
@@ -117,8 +118,9 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServiceServicer):
         assert plan is not None
         check_site(plan, identity, plan.index_of(identity.id))
         self._count(plan.job_id, identity, up=request.ByteSize())
-        log.info("site_left", client_id=identity.id, reason=reason.value, detail=request.detail[:500])
-        attempt.leave(ClientId(identity.id), reason)
+        detail = printable(request.detail)
+        log.info("site_left", client_id=identity.id, reason=reason.value, detail=detail)
+        attempt.leave(ClientId(identity.id), reason, detail)
         return pb.LeaveRoundResponse()
 
     async def ReportEvaluation(  # noqa: N802

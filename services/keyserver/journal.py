@@ -11,7 +11,7 @@ from fl_core.errors import SessionFrozen
 from fl_core.rounds.plan import RoundPlan
 from fl_core.secagg.context import hash_indices
 from services.keyserver.tables import UnmaskedSession
-from services.runtime.database import Database, open_database, upgrade
+from services.runtime.database import Database, open_database, undivided, upgrade
 
 MIGRATIONS = "services.keyserver:migrations"
 
@@ -39,6 +39,7 @@ class UnmaskJournal:
         await upgrade(url, MIGRATIONS)
         return cls(open_database(url))
 
+    @undivided
     async def check_not_unmasked(self, session_id: bytes) -> None:
         """Check that a session was never unmasked.
 
@@ -50,6 +51,7 @@ class UnmaskJournal:
             if await transaction.get(UnmaskedSession, session_id) is not None:
                 raise _unmasked_before(session_id)
 
+    @undivided
     async def record(self, plan: RoundPlan, survivors: tuple[int, ...]) -> None:
         """Record that a session is unmasked now. It is on disk when this returns.
 

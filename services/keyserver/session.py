@@ -316,7 +316,7 @@ class ExchangeSession:
             raise
         else:
             self._phase = Phase.FINISHED
-            self.end(SessionFrozen("the session is over", expected="a message before it was unmasked"))
+            self.end(_over())
         outcome.dropouts = list(self._dropouts)
         outcome.bytes_up, outcome.bytes_down = dict(self.traffic.up), dict(self.traffic.down)
         return outcome
@@ -530,13 +530,28 @@ def _check_own_index(index: int, claimed: int) -> None:
 
 def _present(phase: T | None, what: str) -> T:
     if phase is None:
-        raise SessionFrozen(f"the session takes no {what} now", fix="wait for the next attempt")
+        raise SessionFrozen(
+            f"the session takes no {what} now",
+            expected=f"{what} in the phase for them",
+            got=f"{what} before or after it",
+            fix="wait for the next attempt",
+        )
     return phase
+
+
+def _over() -> SessionFrozen:
+    return SessionFrozen(
+        "the session is over",
+        expected="a message before it was unmasked",
+        got="one after that",
+        fix="wait for the next attempt",
+    )
 
 
 def _too_late(what: str, index: int) -> SessionFrozen:
     return SessionFrozen(
         f"the {what} of site {index} come too late",
         expected=f"{what} before the phase was closed",
+        got=f"{what} after that",
         fix="wait for the next attempt",
     )

@@ -1,11 +1,13 @@
 """Databases of the services: SQLite by default, PostgreSQL by URL, schema by Alembic migrations."""
 
+import asyncio
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from alembic import command, context
 from alembic.config import Config
@@ -16,6 +18,10 @@ from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 
 from fl_core.errors import ConfigError, StorageError
+from services.runtime.sessions import run_to_end
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 _DRIVERS = {
     "sqlite": "sqlite+aiosqlite",
@@ -50,6 +56,26 @@ class Database:
     async def close(self) -> None:
         """Close all connections."""
         await self.engine.dispose()
+
+
+def undivided(
+    work: Callable[Arguments, Coroutine[Any, Any, Result]],
+) -> Callable[Arguments, Coroutine[Any, Any, Result]]:
+    """Let a coroutine function that is one transaction run to its end when its caller is cancelled.
+
+    A caller that hangs up cancels its handler. Inside a statement that leaves the driver's connection with an open
+    transaction, and with it the lock of SQLite, until the garbage collector comes by: nobody could write any more.
+    """
+
+    @wraps(work)
+    async def whole(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        task = asyncio.create_task(work(*args, **kwargs))
+        # The error of work whose caller has gone concerns nobody.
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        await run_to_end(lambda: task)
+        return task.result()
+
+    return whole
 
 
 class storage_errors:  # noqa: N801 - used as a statement: `with storage_errors():`

@@ -14,7 +14,10 @@ def check_site(plan: RoundPlan, identity: Identity, index: int) -> None:
     """
     if not 0 <= index < len(plan.roster):
         raise RemoteProtocolError(
-            "no site of the roster has this index", expected=f"0 to {len(plan.roster) - 1}", got=index
+            "no site of the roster has this index",
+            expected=f"0 to {len(plan.roster) - 1}",
+            got=index,
+            fix="use the index of your own certificate in the plan",
         )
     entry = plan.roster[index]
     if identity.id != entry.client_id:
@@ -22,7 +25,7 @@ def check_site(plan: RoundPlan, identity: Identity, index: int) -> None:
             f"the caller is not the site at index {index} of the roster",
             expected=entry.client_id,
             got=identity.id,
-            fix="use the index of your own certificate",
+            fix="use the index of your own certificate; a site that is not in the roster waits for an invitation",
         )
     if identity.certificate_sha256 != entry.certificate_sha256:
         raise PermissionRefused(

@@ -165,9 +165,17 @@ def _bind_error(host: str, port: int) -> ConfigError:
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             return ConfigError(
-                f"port {port} is in use on {host}", fix="stop the other program or choose another port in `listen`"
+                f"port {port} is in use on {host}",
+                expected="a free port",
+                got="one that another program listens on",
+                fix="stop that program or choose another port in `listen`",
             )
-        return ConfigError(f"cannot listen on {host}:{port}", got=error.strerror, fix="correct `listen`")
+        return ConfigError(
+            f"cannot listen on {host}:{port}",
+            expected="an address of this machine",
+            got=error.strerror,
+            fix="correct `listen`",
+        )
     return ConfigError(f"cannot listen on {host}:{port}", fix="see the log of gRPC on stderr")
 
 

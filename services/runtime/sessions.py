@@ -4,7 +4,7 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from fl_core.errors import Overloaded, PermissionRefused, TacitError, UnknownSession
 from fl_core.rounds.plan import RoundPlan
@@ -203,7 +203,7 @@ class StreamSlots:
             del self._open[caller]
 
 
-async def run_to_end(work: Callable[[], "asyncio.Task[None]"]) -> None:
+async def run_to_end(work: Callable[[], "asyncio.Task[Any]"]) -> None:
     """Finish what must not be left half done, even when the caller is cancelled; then pass the cancellation on.
 
     Args:
@@ -224,6 +224,7 @@ async def run_to_end(work: Callable[[], "asyncio.Task[None]"]) -> None:
 def _unknown(session_id: bytes, why: str | None) -> UnknownSession:
     return UnknownSession(
         "this service has no such session",
+        expected="the session of an open attempt",
         got=f"session {session_id.hex()[:32]}" + (f", which is {why}" if why else ""),
         fix="wait for the next attempt",
     )

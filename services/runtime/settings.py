@@ -142,15 +142,28 @@ def read_yaml(path: Path) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-        raise ConfigError(f"the config {path} cannot be read", got=reason) from error
+        raise ConfigError(
+            f"the config {path} cannot be read",
+            expected="a readable YAML file",
+            got=reason,
+            fix="check the path and its permissions",
+        ) from error
     except yaml.YAMLError as error:
         # The full message quotes the file; the place is enough to find it.
         mark = getattr(error, "problem_mark", None)
         place = f"line {mark.line + 1}" if mark else "unknown place"
-        raise ConfigError(f"the config {path} is not valid YAML", got=f"an error at {place}") from None
+        raise ConfigError(
+            f"the config {path} is not valid YAML",
+            expected="lines of `key: value`",
+            got=f"an error at {place}",
+            fix="correct that line",
+        ) from None
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise ConfigError(
-            f"the config {path} has the wrong form", expected="keys and values", got=type(content).__name__
+            f"the config {path} has the wrong form",
+            expected="lines of `key: value`",
+            got=type(content).__name__,
+            fix="write one setting in each line",
         )
     return content
 
@@ -160,13 +173,20 @@ def settings_error(path: Path, error: ValidationError, known: list[str]) -> Conf
     first = error.errors(include_url=False, include_context=True)[0]
     name = ".".join(str(part) for part in first["loc"])
     if first["type"] == "missing":
-        return ConfigError(f"the config {path} lacks {name!r}")
+        return ConfigError(
+            f"the config {path} lacks {name!r}", expected="a value", got="none", fix=f"add a line `{name}: ...`"
+        )
     if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         nearest = difflib.get_close_matches(name.rsplit(".", 1)[-1], known, n=1)
         fix = f"did you mean {nearest[0]!r}?" if nearest else f"known are {', '.join(known)}"
-        return ConfigError(f"the config {path} has an unknown key {name!r}", fix=fix)
+        return ConfigError(
+            f"the config {path} has an unknown key {name!r}", expected="keys of this service", got=repr(name), fix=fix
+        )
     return ConfigError(
-        f"{name!r} in the config {path} is wrong", expected=first["msg"], got=repr(first.get("input"))[:100]
+        f"{name!r} in the config {path} is wrong",
+        expected=first["msg"],
+        got=repr(first.get("input"))[:100],
+        fix="correct that value",
     )
 
 

@@ -32,7 +32,7 @@ def test_paths_count_from_the_folder_of_the_file(tmp_path: Path) -> None:
         (GOOD.replace("key: k.pem\n", ""), "'key'"),
         (GOOD.replace("localhost:7001", "localhost"), "host:port"),
         (GOOD.replace("k.pem", "7"), "'key'"),
-        ("just text", "keys and values"),
+        ("just text", "lines of"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, text: str, named: str) -> None:

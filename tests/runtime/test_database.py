@@ -8,7 +8,15 @@ from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
 from fl_core.errors import ConfigError, StorageError
-from services.runtime.database import Database, current_revision, database_url, open_database, sqlite_url, upgrade
+from services.runtime.database import (
+    Database,
+    current_revision,
+    database_url,
+    open_database,
+    sqlite_url,
+    undivided,
+    upgrade,
+)
 
 ENV = """
 from sqlalchemy import MetaData
@@ -87,6 +95,43 @@ async def test_many_read_then_write_transactions_at_once_lose_nothing(url: str) 
     async with database.transaction() as session:
         assert (await session.execute(text("SELECT x FROM t"))).scalar_one() == 25
     await database.close()
+
+
+async def test_a_transaction_whose_caller_goes_away_runs_to_its_end(url: str) -> None:
+    database = open_database(url)
+    async with database.transaction() as session:
+        await session.execute(text("CREATE TABLE t (x INTEGER)"))
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    @undivided
+    async def work() -> None:
+        async with database.transaction() as session:
+            await session.execute(text("INSERT INTO t VALUES (1)"))
+            begun.set()
+            await go_on.wait()
+            await session.execute(text("INSERT INTO t VALUES (2)"))
+
+    caller = asyncio.create_task(work())
+    await begun.wait()
+    for _ in range(2):
+        caller.cancel()
+        await asyncio.sleep(0)
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    async with asyncio.timeout(5), database.transaction() as session:
+        assert (await session.execute(text("SELECT sum(x) FROM t"))).scalar_one() == 3
+    await database.close()
+
+
+async def test_an_undivided_transaction_gives_its_result_or_its_error() -> None:
+    @undivided
+    async def divide(number: int, *, by: int) -> int:
+        return number // by
+
+    assert await divide(6, by=3) == 2
+    with pytest.raises(ZeroDivisionError):
+        await divide(6, by=0)
 
 
 async def test_an_error_of_the_database_shows_no_values(url: str) -> None:

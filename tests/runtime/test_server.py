@@ -16,9 +16,10 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from fl_core.errors import ConfigError, InternalError, PeerLost, SessionFrozen, StreamError, UnknownSession
 from fl_core.transport.channel import MAX_REQUEST_BYTES, open_channel
-from fl_core.transport.identity import Role
+from fl_core.transport.identity import Role, pinned_name
 from fl_core.transport.peer import call_unary, read_stream, send_stream
 from fl_core.wire.v1 import aggregator_pb2, status_pb2, tensors_pb2
+from fl_core.wire.v1.aggregator_pb2_grpc import AggregatorServiceStub
 from services.runtime.identity import role_table
 from services.runtime.server import EXIT_REFUSED, run_program, running_server
 from services.runtime.settings import ServiceSettings
@@ -65,14 +66,14 @@ async def test_a_port_in_use_is_one_clear_error(serving: Any, federation: Any) -
         port = address.rsplit(":", 1)[1]
         settings = federation.settings(ServiceSettings, Role.KEYSERVER, "k", listen=address)
         other = running_server(settings, role=Role.KEYSERVER, roles_by_method={}, add_servicers=lambda _server: None)
-        with pytest.raises(ConfigError, match=rf"^port {port} is in use on 127.0.0.1; stop the other program"):
+        with pytest.raises(ConfigError, match=rf"^port {port} is in use on 127.0.0.1: .*; stop that program"):
             await other.__aenter__()
 
 
 async def test_an_address_of_another_machine_is_one_clear_error(federation: Any) -> None:
     settings = federation.settings(ServiceSettings, Role.KEYSERVER, "k", listen="192.0.2.1:7001")
     other = running_server(settings, role=Role.KEYSERVER, roles_by_method={}, add_servicers=lambda _server: None)
-    with pytest.raises(ConfigError, match=r"cannot listen on 192.0.2.1:7001: got Cannot assign requested address"):
+    with pytest.raises(ConfigError, match=r"cannot listen on 192.0.2.1:7001: .*got Cannot assign requested address"):
         await other.__aenter__()
 
 
@@ -152,8 +153,17 @@ async def test_a_generator_is_closed_when_its_caller_leaves(serving: Any, connec
 async def test_a_message_that_is_too_large_is_refused(serving: Any, connect: Any) -> None:
     request = aggregator_pb2.GetUploadRequest(session_id=bytes(MAX_REQUEST_BYTES + 1))
     async with serving() as address, connect(address, Role.SITE, "a") as stub:
-        with pytest.raises(StreamError, match="larger than max"):
+        with pytest.raises(StreamError, match=r"too large: expected up to 4194304 bytes, got 41943\d\d bytes; send it"):
             await call_unary(stub.GetUpload, request, timeout_s=5)
+
+
+async def test_a_service_refuses_what_is_too_large_of_a_caller_without_limits(serving: Any, federation: Any) -> None:
+    request = aggregator_pb2.GetUploadRequest(session_id=bytes(MAX_REQUEST_BYTES + 1))
+    credentials = federation.credentials(Role.SITE, "a").channel_credentials()
+    name = ("grpc.ssl_target_name_override", pinned_name(Role.AGGREGATOR))
+    async with serving() as address, grpc.aio.secure_channel(address, credentials, (name,)) as channel:
+        with pytest.raises(StreamError, match="a message is too large"):
+            await call_unary(AggregatorServiceStub(channel).GetUpload, request, timeout_s=5)
 
 
 async def test_a_compressed_message_is_refused(serving: Any, connect: Any) -> None:

@@ -72,14 +72,14 @@ def test_the_environment_goes_before_the_file(tmp_path: Path, monkeypatch: pytes
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ("lisen: 1\n", r"unknown key 'lisen'; did you mean 'listen'\?"),
+        ("lisen: 1\n", r"unknown key 'lisen'.*; did you mean 'listen'\?"),
         ("log: {levle: info}\n", r"unknown key 'log.levle'"),
         (
             "grace_seconds: soon\n",
             r"'grace_seconds' in the config .* is wrong: expected Input should be a valid number",
         ),
         ("advertise: nowhere\n", r"an address cannot be read: expected host:port, got 'nowhere'"),
-        ("a: [\n", r"is not valid YAML: got an error at line"),
+        ("a: [\n", r"is not valid YAML: .*got an error at line"),
         ("log: {level: loud}\n", r"'log.level' in the config .* is wrong"),
     ],
 )
@@ -101,7 +101,7 @@ def test_a_config_without_keys_is_refused(tmp_path: Path, content: str) -> None:
 
 
 def test_a_missing_config_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"nowhere.yaml cannot be read: got No such file or directory"):
+    with pytest.raises(ConfigError, match=r"nowhere.yaml cannot be read: .*got No such file or directory"):
         ServiceSettings.from_file(tmp_path / "nowhere.yaml")
 
 

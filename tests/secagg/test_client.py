@@ -203,7 +203,7 @@ BENT_SURVIVORS: dict[str, tuple[tuple[int, ...], type[TacitError], str]] = {
     "self listed dead": ((1, 2, 3, 4, 5), RemoteProtocolError, "leave this site out"),
     "unknown id": ((0, 1, 2, 3, 4, SIZE), RemoteProtocolError, "outside U2"),
     "listed twice": ((0, 1, 1, 2, 3, 4), RemoteProtocolError, "not in order"),
-    "already dead": ((0, 1, 2, 3, 4, 6), RemoteProtocolError, "outside U2.*got 6"),
+    "already dead": ((0, 1, 2, 3, 4, 6), RemoteProtocolError, "outside U2.*got site 6"),
     "alive below the threshold": ((0, 1, 2, 3), NotEnough, ">= 5, got 4"),
     "negative id": ((-1, 0, 1, 2, 3, 4), RemoteProtocolError, "outside U2"),
     "nobody": ((), RemoteProtocolError, "leave this site out"),
@@ -251,7 +251,7 @@ BENT_PROOFS: dict[str, tuple[Callable[[stages.Signed], ConsistencyProof], type[T
     "a signer outside of U3": (
         lambda stage: ConsistencyProof((*stage.proof.signatures, SurvivorSignature(6, b"signature"))),
         RemoteProtocolError,
-        "outside U3.*got 6",
+        "outside U3.*got site 6",
     ),
     "one signature by another key": (
         lambda stage: ConsistencyProof((_signed_by(stage, 0, signer=1), *stage.proof.signatures[1:])),

@@ -28,7 +28,7 @@ def test_a_list_out_of_order_or_with_a_repetition_is_no_set(members: list[int]) 
 
 def test_a_list_with_a_stranger_is_no_subset() -> None:
     check_subset([0, 2], (0, 1, 2), "the survivors", "U2")
-    with pytest.raises(RemoteProtocolError, match=r"outside U2.*got 3"):
+    with pytest.raises(RemoteProtocolError, match=r"outside U2.*got site 3"):
         check_subset([0, 3], (0, 1, 2), "the survivors", "U2")
 
 

@@ -1,6 +1,7 @@
 """The coordinator's stores, the same claims on SQLite and on PostgreSQL."""
 
 import asyncio
+import inspect
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from hashlib import sha256
@@ -19,6 +20,7 @@ from services.coordinator.job_store import JobStore
 from services.coordinator.records import AttemptKey, JobRecord, JobStatus, ModelRecord, Opening, SiteBytes
 from services.coordinator.round_store import RoundStore
 from services.coordinator.tables import Base
+from services.keyserver.journal import UnmaskJournal
 from services.runtime.database import Database, open_database
 
 JOB = JobId("job-1")
@@ -33,6 +35,14 @@ async def database(database_url: str) -> AsyncIterator[Database]:
     opened = open_database(database_url)
     yield opened
     await opened.close()
+
+
+@pytest.mark.parametrize("store", [JobStore, RoundStore, UnmaskJournal])
+def test_a_caller_that_goes_away_cuts_no_transaction_of_a_store_in_two(store: type) -> None:
+    methods = [method for _, method in inspect.getmembers(store, inspect.isfunction)]
+    transactions = [method for method in methods if ".transaction()" in inspect.getsource(method)]
+    assert transactions
+    assert all(hasattr(method, "__wrapped__") for method in transactions)
 
 
 @pytest.fixture
