@@ -19,6 +19,8 @@ from fl_core.errors import (
     SessionFrozen,
     TacitError,
 )
+from fl_core.secagg.blame import FalseDealing
+from fl_core.secagg.commitments import CommitmentBook
 from fl_core.secagg.messages import RevealedShare, RevealedShares, SurvivorSet, SurvivorSignature
 from fl_core.secagg.unmasking import RebuiltSeeds
 from fl_core.simulation import stages
@@ -192,7 +194,7 @@ def eight_more(share: bytes, holder: int) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["self_seed_shares", "mask_key_shares"])
-def test_a_false_share_gives_no_mask_and_names_the_owner(kind: str) -> None:
+def test_a_false_share_with_too_few_right_ones_gives_no_mask_and_names_the_holder(kind: str) -> None:
     stage = stages.sign(uploaded())
     for index in stage.sites:
         sent = stage.sites[index].step(stage.proof)[1]
@@ -201,7 +203,23 @@ def test_a_false_share_gives_no_mask_and_names_the_owner(kind: str) -> None:
             false = bend_first(shares, share=eight_more(shares[0].share, 3))
             sent = replace(sent, **{kind: false})  # type: ignore[arg-type]
         stage.server.receive(sent)
-    with pytest.raises(BadShares, match=f"site {0 if kind == 'self_seed_shares' else 5} do not rebuild its"):
+    with pytest.raises(NotEnough, match=f"right shares of site {0 if kind == 'self_seed_shares' else 5}"):
+        stage.server.close()
+    assert stage.server.blame.holders == {3}
+
+
+@pytest.mark.parametrize("kind", ["self_seed_shares", "mask_key_shares"])
+def test_without_commitments_a_false_share_would_name_its_owner(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CommitmentBook, "is_right", lambda *_: True)
+    stage = stages.sign(uploaded())
+    for index in stage.sites:
+        sent = stage.sites[index].step(stage.proof)[1]
+        if index == 3:
+            shares = getattr(sent, kind)
+            false = bend_first(shares, share=eight_more(shares[0].share, 3))
+            sent = replace(sent, **{kind: false})  # type: ignore[arg-type]
+        stage.server.receive(sent)
+    with pytest.raises(FalseDealing, match=f"site {0 if kind == 'self_seed_shares' else 5} do not rebuild its"):
         stage.server.close()
 
 
