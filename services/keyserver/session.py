@@ -511,8 +511,9 @@ class ExchangeSession:
         self._gathering.drop([index])
 
     def _judge_complaints(self, blame: Blame) -> None:
-        # Fewer than these complaints may all be lies of sites that want to get rid of an honest one.
-        liars = max(1, floor(self.plan.max_corrupt * len(self.plan.roster)))
+        # Fewer than these complaints may all be lies of sites that want to get rid of an honest one. Whoever holds a
+        # threshold of a site's shares knows its secrets: a plan holds only while fewer of its neighbours collude.
+        liars = min(max(1, floor(self.plan.max_corrupt * len(self.plan.roster))), self.plan.threshold - 1)
         self._blame(blame.dealers(liars), DropoutReason.FALSE_DEALING)
         self._blame(blame.complainers(liars), DropoutReason.FALSE_REVEAL)
         for dealer, holders in sorted(blame.complaints.items()):

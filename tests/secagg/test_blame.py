@@ -206,3 +206,52 @@ def test_a_commitment_is_bound_to_everything_about_its_share() -> None:
     }
     assert len(made) == 5
     assert {len(one) for one in made} == {16}
+
+
+def sparse_cohort() -> stages.Cohort:
+    return stages.make_cohort(16, threshold=4, min_survivors=11, sparse=stages.Sparse(6, 3))
+
+
+@pytest.mark.parametrize("survivors", [range(16), range(14)])
+def test_liars_among_the_neighbours_are_blamed_and_the_sum_of_a_sparse_graph_is_exact(survivors: range) -> None:
+    cohort = sparse_cohort()
+    stage = stages.sign(stages.upload(stages.share(stages.advertise(cohort)), survivors))
+    for index in stage.sites:
+        sent = stage.sites[index].step(stage.proof)[1]
+        stage.server.receive(lie(sent, set(range(16))) if index == 5 else sent)
+    total = stage.aggregation.step(stage.server.close().combined_mask()).sum
+    assert np.array_equal(total, cohort.sum_of(survivors))
+    assert stage.server.blame == Blame(frozenset({5}), {})
+
+
+def test_unusable_shares_of_a_neighbour_are_complained_about_on_a_sparse_graph() -> None:
+    cohort = sparse_cohort()
+    shared = stages.share(stages.advertise(cohort))
+    first, *others = shared.relayed[3].shares
+    shared.relayed[3] = RelayedShares((replace(first, ciphertext=bytes(len(first.ciphertext))), *others))
+    stage = stages.sign(stages.upload(shared))
+    total = stages.reveal(stage)
+    assert np.array_equal(total, cohort.sum_of(range(16)))
+    assert stage.server.blame == Blame(frozenset(), {first.sender: frozenset({3})})
+
+
+def test_a_site_of_a_sparse_graph_needs_a_threshold_of_usable_shares_of_others() -> None:
+    shared = stages.share(stages.advertise(sparse_cohort()))
+    shares = shared.relayed[3].shares
+    for usable in (3, 4):
+        spoilt = tuple(replace(one, ciphertext=bytes(len(one.ciphertext))) for one in shares[usable:])
+        incoming = RelayedShares((*shares[:usable], *spoilt))
+        if usable < 4:
+            with pytest.raises(BadShares, match="do not open"):
+                shared.sites[3].step(incoming)
+        else:
+            assert set(shared.sites[3].step(incoming).held_shares) == {one.sender for one in shares[:4]}
+
+
+def test_a_site_of_a_sparse_graph_commits_to_no_share_of_its_own() -> None:
+    stage = stages.advertise(sparse_cohort())
+    _, sealed = stage.sites[3].step(stage.directory_of(3))
+    assert sealed.own_commitments == b""
+    with pytest.raises(BadShares, match="does not hold"):
+        stage.server.receive(3, replace(sealed, own_commitments=bytes(PAIR_BYTES)))
+    stage.server.receive(3, sealed)

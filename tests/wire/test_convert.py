@@ -182,6 +182,7 @@ def test_an_empty_message_is_refused_wherever_something_must_stand() -> None:
         empty = type(to_proto(_))()
         if from_proto in (
             convert.directory_from_proto,
+            convert.sealed_shares_from_proto,
             convert.relayed_shares_from_proto,
             convert.proof_from_proto,
             convert.revealed_from_proto,
