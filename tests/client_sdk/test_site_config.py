@@ -9,6 +9,7 @@ import yaml
 
 from client_sdk import SiteConfig, SitePolicy
 from fl_core.errors import ConfigError
+from fl_core.secagg.degrees import Profile
 
 GOOD: dict[str, Any] = {
     "coordinator": "fl.example.org:7001",
@@ -48,6 +49,8 @@ def test_every_key_is_read(tmp_path: Path) -> None:
             "min_cohort": 5,
             "aggregator_id": "a",
             "keyserver_id": "k",
+            "min_profile": "honest_but_curious",
+            "min_corrupt": 0.1,
             "min_cohort_difference": 4,
             "trusted_sites": ["beta", "gamma"],
             "min_trusted": 2,
@@ -55,7 +58,7 @@ def test_every_key_is_read(tmp_path: Path) -> None:
         "log": {"level": "debug", "format": "json"},
     }
     config = SiteConfig.from_file(write(tmp_path, settings))
-    assert config.policy == SitePolicy(False, 5, "a", "k", 4, ("beta", "gamma"), 2)
+    assert config.policy == SitePolicy(False, 5, "a", "k", Profile.HONEST_BUT_CURIOUS, 0.1, 4, ("beta", "gamma"), 2)
     assert (config.client_id, config.log.level, config.log.format) == ("alpha", "debug", "json")
 
 

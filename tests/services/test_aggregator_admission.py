@@ -17,7 +17,7 @@ from fl_core.wire.v1 import aggregator_pb2, keyserver_pb2, round_pb2
 
 @pytest.fixture
 async def cluster(federation: Any) -> AsyncIterator[Cluster]:
-    async with running_cluster(federation, aggregator={"stall_timeout_seconds": 1.0}) as running:
+    async with running_cluster(federation, aggregator={"stall_timeout_seconds": 4.0}) as running:
         yield running
 
 
