@@ -253,7 +253,7 @@ def test_a_neighbour_that_was_hidden_and_yet_survives_is_noticed() -> None:
     hidden = shared.relayed[3].shares[0].sender
     shared.relayed[3] = RelayedShares(shared.relayed[3].shares[1:])
     uploaded = stages.upload(shared)
-    with pytest.raises(RemoteProtocolError, match=f"outside U2.*got {hidden}"):
+    with pytest.raises(RemoteProtocolError, match=f"outside U2.*got site {hidden}"):
         uploaded.sites[3].step(uploaded.survivor_set)
 
 
