@@ -3,7 +3,7 @@
 import asyncio
 import os
 from collections.abc import AsyncIterator, Iterable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -268,11 +268,15 @@ class FakeSite:
             vector = self.plain if self.masked is None else self.masked
             payload = pack(vector, self.plan.codec.ring_bits)
         for _ in range(5):
-            # gRPC loses the status of some client streams that are refused early; the refusal itself stands.
-            with suppress(PeerLost), rpc_errors():
-                requests = upload_requests(self.plan, self.index, payload, **changes)
-                response = await self.aggregator.UpdateParameters(requests, timeout=20)
-                return response.upload_sha256
+            requests = upload_requests(self.plan, self.index, payload, **changes)
+            try:
+                with rpc_errors():
+                    response = await self.aggregator.UpdateParameters(requests, timeout=20)
+                    return response.upload_sha256
+            except PeerLost as error:
+                # gRPC loses the status of some client streams that are refused early; the refusal itself stands.
+                if "broke" not in error.what:
+                    raise
         raise PeerLost("the aggregator cannot be reached")
 
     async def upload_state(self) -> aggregator_pb2.GetUploadResponse:
