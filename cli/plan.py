@@ -9,6 +9,7 @@ from cli.output import JsonOption, bytes_text, console, percent_text, print_json
 
 if TYPE_CHECKING:
     from fl_core.rounds.forecast import Forecast, Question
+    from fl_core.secagg.degrees import Profile
 
 
 def plan(
@@ -21,6 +22,13 @@ def plan(
         float | None, typer.Option(help="Fraction of sites that may collude with the servers; 0.3 unless the job says.")
     ] = None,
     bits: Annotated[int | None, typer.Option(help="Bits of one site's coordinate; 16 unless the job says.")] = None,
+    profile: Annotated[
+        str | None,
+        typer.Option(
+            help="What a sparse graph must hold against: honest_but_curious or equivocation_safe; "
+            "equivocation_safe unless the job says."
+        ),
+    ] = None,
     job: Annotated[
         Path | None,
         typer.Option(help="A job's YAML file: its largest cohort and its model, unless an option differs."),
@@ -42,6 +50,7 @@ def plan(
         max_dropout=question.max_dropout if dropout is None else dropout,
         max_corrupt=question.max_corrupt if corrupt is None else corrupt,
         bits=question.bits if bits is None else bits,
+        profile=question.profile if profile is None else _profile(profile),
     )
     costs = PACKAGED
     if measure:
@@ -87,7 +96,18 @@ def _question_of_job(path: Path) -> "Question":
         ring_bits=codec.ring_bits,
         threshold=spec.threshold,
         min_survivors=spec.min_survivors,
+        profile=spec.profile,
     )
+
+
+def _profile(name: str) -> "Profile":
+    from fl_core.errors import ConfigError
+    from fl_core.secagg.degrees import Profile
+
+    try:
+        return Profile(name)
+    except ValueError as error:
+        raise ConfigError("--profile is unknown", expected=" | ".join(Profile), got=name) from error
 
 
 def _print(forecast: "Forecast") -> None:
@@ -97,7 +117,7 @@ def _print(forecast: "Forecast") -> None:
     shape = forecast.shape
     facts = {
         "graph": f"{forecast.graph}, {shape.degree} neighbours each",
-        "threshold": f"{shape.threshold} of {shape.degree + 1} shares rebuild a secret",
+        "threshold": f"{shape.threshold} shares rebuild a secret",
         "ring": f"{shape.ring_bits} bits for {shape.size} sites of {forecast.bits} bits",
         "smallest survivors": f"{forecast.min_survivors} of {shape.size} sites",
         "drop-outs": f"{shape.dropped} sites, {percent_text(shape.dropped / shape.size)}",

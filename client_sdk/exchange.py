@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from client_sdk.streams import finish, receive, send
+from fl_core.crypto.mask_prg import engine_for
 from fl_core.errors import RemoteProtocolError
 from fl_core.rounds.plan import RoundPlan
 from fl_core.secagg.client import CollectingDirectory, CollectingShares, MaskExpanded, advertise
@@ -71,7 +72,13 @@ class KeyExchange:
         assert self._sealed is not None
         ready = await asyncio.to_thread(self._sealed[0].step, relayed_shares_from_proto(relayed))
         on_shared()
-        return await asyncio.to_thread(ready.expand_mask)
+        expanded = await asyncio.to_thread(ready.expand_mask)
+        log.info(
+            "masks_expanded",
+            masks=len(expanded.participants),
+            engine=engine_for(len(expanded.participants) * expanded.mask.nbytes).name,
+        )
+        return expanded
 
     async def _converse(self, call: "_Call") -> secagg_pb2.RelayedShares:
         await send(call, keyserver_pb2.ExchangeKeysRequest(hello=self._hello))

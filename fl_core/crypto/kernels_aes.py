@@ -41,6 +41,8 @@ def _round_key(builder: Any, keys: Any, number: int, vector: ir.VectorType) -> A
     pointer = builder.bitcast(builder.gep(keys, [ir.Constant(_I64, 2 * number)]), _X128.as_pointer())
     key = builder.load(pointer)
     key.align = 8
+    # Nothing writes the key schedule while masks are made, so the keys may stay in registers over a whole loop.
+    key.set_metadata("invariant.load", builder.module.add_metadata([]))
     if vector.count == 2:
         return key
     lanes = ir.Constant(ir.VectorType(_I32, vector.count), [lane % 2 for lane in range(vector.count)])

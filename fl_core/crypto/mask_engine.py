@@ -121,9 +121,19 @@ def load_engine(name: str) -> MaskEngine:
 
 
 @cache
+def chosen_engine() -> str:
+    """Name of the fastest engine of this processor; `TACIT_MASK_ENGINE` names another one."""
+    return os.environ.get("TACIT_MASK_ENGINE") or supported_engines()[0]
+
+
+@cache
 def best_engine() -> MaskEngine:
-    """The fastest engine of this processor; `TACIT_MASK_ENGINE` names another one."""
-    return load_engine(os.environ.get("TACIT_MASK_ENGINE") or supported_engines()[0])
+    """The chosen engine, loaded and checked.
+
+    Raises:
+        CryptoError: as `load_engine`.
+    """
+    return load_engine(chosen_engine())
 
 
 def _check_against_openssl(engine: MaskEngine) -> None:

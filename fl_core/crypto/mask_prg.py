@@ -23,6 +23,7 @@ __all__ = [
     "RingVector",
     "add_mask",
     "combine_masks",
+    "engine_for",
     "generate_mask",
     "lane_dtype",
     "reduce_ring",
@@ -114,11 +115,12 @@ def combine_masks(
     """
     _check(accumulator, keys, negative, start)
     if keys and accumulator.size:
-        chosen = engine or _engine_for(len(keys) * accumulator.nbytes)
+        chosen = engine or engine_for(len(keys) * accumulator.nbytes)
         chosen.combine(accumulator, keys, negative, start)
 
 
-def _engine_for(mask_bytes: int) -> MaskEngine:
+def engine_for(mask_bytes: int) -> MaskEngine:
+    """What makes so many bytes of masks: the fastest engine of this processor, or OpenSSL for little work."""
     # The first use of compiled code in a process costs most of a second: little work is done before that is earned.
     is_worth_it = mask_bytes >= COMPILED_FROM_BYTES or "fl_core.crypto.kernels_aes" in sys.modules
     return best_engine() if is_worth_it else load_engine("openssl")

@@ -18,9 +18,14 @@ from fl_core.rounds.costs import (
     site_cost,
 )
 from fl_core.secagg.context import SMALLEST_COHORT
-from fl_core.secagg.profiles import check_thresholds, default_threshold, most_dropouts
-
-COMPLETE = "complete"
+from fl_core.secagg.degrees import Profile
+from fl_core.secagg.profiles import (
+    GraphKind,
+    check_thresholds,
+    choose_graph,
+    default_threshold,
+    most_dropouts,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +39,9 @@ class Question:
         max_corrupt: fraction of sites assumed to collude with the servers.
         bits: bits of one site's coordinate.
         ring_bits: bits of a coordinate of an upload; the fewest that hold the sum when None.
-        threshold: shares that rebuild a secret; the default when None.
+        threshold: shares that rebuild a secret, of a complete graph; the graph and its default when None.
         min_survivors: fewest uploads that are summed; as few as hold when None.
+        profile: what a sparse graph must hold against.
 
     Raises:
         PlanError: a number is out of range.
@@ -49,6 +55,7 @@ class Question:
     ring_bits: int | None = None
     threshold: int | None = None
     min_survivors: int | None = None
+    profile: Profile = Profile.EQUIVOCATION_SAFE
 
     def __post_init__(self) -> None:
         if self.sites < SMALLEST_COHORT:
@@ -102,10 +109,11 @@ def foresee(question: Question, costs: UnitCosts) -> Forecast:
         PlanError: the cohort cannot hold; the message names the number to change.
     """
     size, dropped = question.sites, most_dropouts(question.sites, question.max_dropout)
-    threshold = question.threshold or default_threshold(size)
-    check_thresholds(size, threshold, question.max_dropout, question.max_corrupt)
-    min_survivors = _survivors(question, threshold, size - dropped)
-    shape = SessionShape(size, size - 1, threshold, dropped, question.parameters, _ring_bits(question))
+    graph, degree, threshold = _graph(question)
+    # On a sparse graph the degree was proved for no fewer survivors than max_dropout leaves.
+    fewest = threshold if graph is GraphKind.COMPLETE else size - dropped
+    min_survivors = _survivors(question, fewest, size - dropped)
+    shape = SessionShape(size, degree, threshold, dropped, question.parameters, _ring_bits(question))
     parties = {
         "site": site_cost(shape, costs),
         "key server": key_server_cost(shape, costs),
@@ -113,7 +121,7 @@ def foresee(question: Question, costs: UnitCosts) -> Forecast:
         "coordinator": coordinator_cost(shape, costs),
     }
     return Forecast(
-        COMPLETE,
+        graph.value,
         shape,
         question.bits,
         min_survivors,
@@ -122,6 +130,18 @@ def foresee(question: Question, costs: UnitCosts) -> Forecast:
         costs.machine,
         MappingProxyType(parties),
     )
+
+
+def _graph(question: Question) -> tuple[GraphKind, int, int]:
+    """Kind, degree and threshold: as the planner of rounds chooses them."""
+    size = question.sites
+    if question.threshold is None:
+        chosen = choose_graph(size, question.max_corrupt, question.max_dropout, question.profile)
+        if chosen.kind is GraphKind.HARARY:
+            return chosen.kind, chosen.degree, chosen.threshold
+    threshold = question.threshold or default_threshold(size)
+    check_thresholds(size, threshold, question.max_dropout, question.max_corrupt)
+    return GraphKind.COMPLETE, size - 1, threshold
 
 
 def _ring_bits(question: Question) -> int:
@@ -145,8 +165,8 @@ def _ring_bits(question: Question) -> int:
     return question.ring_bits or needed
 
 
-def _survivors(question: Question, threshold: int, most: int) -> int:
-    wanted = max(question.min_survivors or threshold, threshold)
+def _survivors(question: Question, fewest: int, most: int) -> int:
+    wanted = max(question.min_survivors or fewest, fewest)
     if wanted > most:
         raise PlanError(
             "min_survivors leaves no room for the drop-outs",

@@ -7,7 +7,9 @@ from functools import partial
 from pathlib import Path
 
 import grpc
+import structlog
 
+from fl_core.crypto import agreement_engine, mask_engine
 from fl_core.transport.identity import Role
 from fl_core.transport.tls import LiveCredentials
 from fl_core.wire.v1 import keyserver_pb2_grpc
@@ -15,6 +17,8 @@ from services.keyserver.journal import UnmaskJournal
 from services.keyserver.service import ROLES, KeyServerService
 from services.keyserver.settings import KeyServerSettings
 from services.runtime.server import run_program, serve
+
+log = structlog.get_logger(__name__)
 
 
 @asynccontextmanager
@@ -47,7 +51,8 @@ async def run(settings: KeyServerSettings) -> None:
 
 
 def add_servicers(service: KeyServerService, server: grpc.aio.Server) -> None:
-    """Register the key server at a server."""
+    """Register the key server at a server, and say which code its masks and agreements are made by."""
+    log.info("engines_chosen", masks=mask_engine.chosen_engine(), agreements=agreement_engine.supported_engines()[0])
     keyserver_pb2_grpc.add_KeyServerServiceServicer_to_server(service, server)
 
 

@@ -8,6 +8,8 @@ from fl_core.codec.packing import packed_bytes
 from fl_core.errors import PlanError
 from fl_core.rounds.costs import PACKAGED, SessionShape, UnitCosts, aggregator_cost, key_server_cost, site_cost
 from fl_core.rounds.forecast import Question, foresee
+from fl_core.secagg.degrees import Profile
+from fl_core.secagg.profiles import choose_graph
 
 ONE_SECOND = UnitCosts("a machine on which everything takes a second", *([1.0] * 16))
 SHAPE = SessionShape(size=10, degree=9, threshold=7, dropped=3, parameters=98, ring_bits=16)
@@ -61,8 +63,26 @@ def test_the_bytes_are_the_upload_and_little_more() -> None:
 
 
 def test_threshold_and_survivors_are_those_of_a_plan() -> None:
-    forecast = foresee(question(sites=1000, max_corrupt=0.05), PACKAGED)
-    assert (forecast.shape.threshold, forecast.min_survivors, forecast.shape.dropped) == (667, 667, 300)
+    forecast = foresee(question(sites=99, max_corrupt=0.05), PACKAGED)
+    assert (forecast.graph, forecast.shape.degree) == ("complete", 98)
+    assert (forecast.shape.threshold, forecast.min_survivors, forecast.shape.dropped) == (67, 67, 29)
+
+
+@pytest.mark.parametrize("profile", Profile)
+def test_a_large_cohort_gets_the_sparse_graph_of_the_planner(profile: Profile) -> None:
+    forecast, chosen = (
+        foresee(question(sites=1000, max_corrupt=0.05, profile=profile), PACKAGED),
+        choose_graph(1000, 0.05, 0.3, profile),
+    )
+    assert (forecast.graph, forecast.shape.degree, forecast.shape.threshold) == (
+        chosen.kind.value,
+        chosen.degree,
+        chosen.threshold,
+    )
+    assert forecast.min_survivors == 700
+    # Bell et al.: a sparse graph is what makes a thousand sites affordable.
+    complete = foresee(question(sites=1000, max_corrupt=0.05, threshold=667), PACKAGED)
+    assert forecast.parties["key server"].seconds < complete.parties["key server"].seconds / 2
 
 
 @pytest.mark.parametrize(

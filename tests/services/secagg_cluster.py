@@ -297,10 +297,17 @@ class FakeSite:
         if payload is None:
             vector = self.plain if self.masked is None else self.masked
             payload = pack(vector, self.plan.codec.ring_bits)
-        requests = upload_requests(self.plan, self.index, payload, **changes)
-        with rpc_errors():
-            response = await self.aggregator.UpdateParameters(requests, timeout=20)
-        return response.upload_sha256
+        for _ in range(5):
+            requests = upload_requests(self.plan, self.index, payload, **changes)
+            try:
+                with rpc_errors():
+                    response = await self.aggregator.UpdateParameters(requests, timeout=20)
+                    return response.upload_sha256
+            except PeerLost as error:
+                # gRPC loses the status of some client streams that are refused early; the refusal itself stands.
+                if "broke" not in error.what:
+                    raise
+        raise PeerLost("the aggregator cannot be reached")
 
     async def upload_state(self) -> aggregator_pb2.GetUploadResponse:
         request = aggregator_pb2.GetUploadRequest(session_id=self.plan.session_id, index=self.index)
