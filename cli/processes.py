@@ -3,11 +3,13 @@
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cli import tether
 from fl_core.errors import ConfigError
 
 STOP_GRACE_S = 8.0
@@ -17,6 +19,8 @@ LOG_LINES = 12
 @dataclass(frozen=True, slots=True)
 class ChildProcess:
     """A running program of ours, in a session of its own so that Ctrl-C reaches its parent alone.
+
+    On Linux it gets SIGTERM when the thread that started it ends, however it ends: see `cli.tether`.
 
     Args:
         name: for messages.
@@ -50,7 +54,7 @@ class ChildProcess:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("a") as stream:
             popen = subprocess.Popen(  # noqa: S603 - our own programs, no shell
-                list(arguments),
+                tethered(arguments),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE if piped else stream,
                 stderr=stream,
@@ -96,6 +100,13 @@ class ChildProcess:
         """Give back the pipe, once it ended."""
         if self.popen.stdout is not None:
             self.popen.stdout.close()
+
+
+def tethered(arguments: Sequence[str]) -> list[str]:
+    """The command that runs a program which ends with this process, where the system can do that."""
+    if sys.platform != "linux":
+        return list(arguments)
+    return [sys.executable, "-I", "-S", tether.__file__, str(os.getpid()), *arguments]
 
 
 def stop_all(processes: Sequence[ChildProcess], grace_s: float = STOP_GRACE_S) -> None:
