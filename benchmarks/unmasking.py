@@ -7,7 +7,7 @@ survivors the masks between two survivors, which cancel, are left out.
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import ParamSpec, TypeVar
@@ -17,6 +17,7 @@ import numpy as np
 from fl_core.crypto.mask_prg import combine_masks, lane_dtype, reduce_ring
 from fl_core.crypto.shamir import split_secrets
 from fl_core.secagg import client
+from fl_core.secagg.commitments import commit_pair
 from fl_core.secagg.context import SessionContext
 from fl_core.secagg.directory import Directory, survivors_statement
 from fl_core.secagg.exchange import CollectingAdvertisements
@@ -104,7 +105,7 @@ class PreparedSession:
             watch("advertising", collecting.receive, message)
         sharing, _ = watch("advertising", collecting.close)
         for index in self.directory.members:
-            watch("sharing", sharing.receive, index, _sealed(self.directory, index))
+            watch("sharing", sharing.receive, index, self._sealed(index))
         relay, _ = watch("sharing", sharing.close)
         aggregator = CollectingMaskedInputs(self.context)
         for index, vector in self.masked.items():
@@ -153,6 +154,21 @@ class PreparedSession:
             seal_shares(self.directory, peer, index, keys[peer].opening, self.shares[peer][index])
             for peer in self.directory.graph.neighbours(index)
         ]
+
+    def _sealed(self, sender: int) -> SealedShares:
+        """Random bytes in the place of ciphertexts, which no server opens; the commitments are those of the shares."""
+        peers = self.directory.graph.neighbours(sender)
+        drawn = os.urandom(SEALED_SHARE_BYTES * len(peers))
+        parts = (drawn[at : at + SEALED_SHARE_BYTES] for at in range(0, len(drawn), SEALED_SHARE_BYTES))
+        shares = (
+            SealedShare(sender, peer, part, self._commitments(sender, peer))
+            for peer, part in zip(peers, parts, strict=True)
+        )
+        return SealedShares(tuple(shares), self._commitments(sender, sender))
+
+    def _commitments(self, owner: int, holder: int) -> bytes:
+        held = self.shares[owner][holder]
+        return commit_pair(self.context, owner, holder, held.mask_key, held.self_seed)
 
     def _revealed(self, holder: int) -> RevealedShares:
         survived = set(self.survivors)
@@ -212,10 +228,3 @@ def _masked(
     combine_masks(masked, [term.key for term in terms], [term.negative for term in terms])
     reduce_ring(masked, directory.context.ring_bits)
     return masked
-
-
-def _sealed(directory: Directory, sender: int) -> SealedShares:
-    neighbours: Sequence[int] = directory.graph.neighbours(sender)
-    drawn = os.urandom(SEALED_SHARE_BYTES * len(neighbours))
-    parts = (drawn[at : at + SEALED_SHARE_BYTES] for at in range(0, len(drawn), SEALED_SHARE_BYTES))
-    return SealedShares(tuple(SealedShare(sender, peer, part) for peer, part in zip(neighbours, parts, strict=True)))

@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from cli import db, evaluate, jobs, model, plan, serve, site, status, train, up, version
+from cli import db, evaluate, jobs, model, plan, selftest, serve, site, status, train, transcript, up, version
 from cli.demo.command import demo
 from cli.pki import pki_app
 from fl_core.errors import TacitError
@@ -38,10 +38,12 @@ app.command("status", rich_help_panel=OPERATE)(status.status)
 app.command("evaluate", rich_help_panel=OPERATE)(evaluate.evaluate)
 app.add_typer(jobs.jobs_app, name="jobs", rich_help_panel=OPERATE)
 app.add_typer(model.model_app, name="model", rich_help_panel=OPERATE)
+app.add_typer(transcript.transcript_app, name="transcript", rich_help_panel=OPERATE)
 app.command("serve", rich_help_panel=RUN)(serve.serve)
 app.command("site", rich_help_panel=RUN)(site.site)
 app.add_typer(pki_app, name="pki", rich_help_panel=RUN)
 app.add_typer(db.db_app, name="db", rich_help_panel=RUN)
+app.command("selftest", rich_help_panel=OTHER)(selftest.selftest)
 app.command("version", rich_help_panel=OTHER)(version.version)
 
 

@@ -162,6 +162,17 @@ class Operator:
             if event.HasField("status"):
                 yield JobSummary.from_message(event.status)
 
+    async def get_transcript(self, job_id: str, round_id: int, attempt: int) -> bytes:
+        """The signed record of one attempt, 0 for the last one at this round.
+
+        Raises:
+            NotFound: there is no such job, or the attempt has not ended.
+        """
+        request = coordinator_pb2.GetTranscriptRequest(job_id=job_id, round_id=round_id, attempt=attempt)
+        response = await call_unary(self._stub.GetTranscript, request, timeout_s=TRANSFER_TIMEOUT_S)
+        content: bytes = response.transcript
+        return content
+
     async def get_model(self, job_id: str, version: int) -> tuple[int, Arrays]:
         """A version of a job's model, 0 for the newest: (version, tensors).
 

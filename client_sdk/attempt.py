@@ -75,8 +75,8 @@ async def _take_plain_part(plan: RoundPlan, index: int, site: Workplace, service
 async def _take_secure_part(plan: RoundPlan, index: int, site: Workplace, services: Services) -> None:
     expanded, update = await _together(_exchange(plan, index, site, services), _train(plan, site))
     vector = await _encode(plan, index, update, site)
-    following = await _mask_and_upload(plan, index, expanded, vector, site, services)
-    await _reveal(plan, index, following, site, services)
+    following, upload_sha256 = await _mask_and_upload(plan, index, expanded, vector, site, services)
+    await _reveal(plan, index, following, upload_sha256, site, services)
     tell(site.observer.revealed, plan)
 
 
@@ -111,13 +111,12 @@ async def _encode(plan: RoundPlan, index: int, update: TrainedUpdate, site: Work
 
 async def _mask_and_upload(
     plan: RoundPlan, index: int, expanded: MaskExpanded, vector: RingVector, site: Workplace, services: Services
-) -> AwaitingSurvivors:
+) -> tuple[AwaitingSurvivors, bytes]:
     following, masked = await asyncio.to_thread(expanded.step, vector)
-    await _upload(plan, index, masked.vector, site, services)
-    return following
+    return following, await _upload(plan, index, masked.vector, site, services)
 
 
-async def _upload(plan: RoundPlan, index: int, vector: RingVector, site: Workplace, services: Services) -> None:
+async def _upload(plan: RoundPlan, index: int, vector: RingVector, site: Workplace, services: Services) -> bytes:
     upload = await asyncio.to_thread(Upload.of, plan, index, vector)
     seconds = plan.schedule.uploading.max_seconds
 
@@ -127,12 +126,18 @@ async def _upload(plan: RoundPlan, index: int, vector: RingVector, site: Workpla
     with too_late_means(DropoutReason.UPLOAD_TIMEOUT):
         await retry(lambda: send_upload(services.aggregator, upload, seconds, on_chunk), deadline_s=seconds)
     tell(site.observer.uploaded, plan)
+    return upload.digest
 
 
 async def _reveal(
-    plan: RoundPlan, index: int, following: AwaitingSurvivors, site: Workplace, services: Services
+    plan: RoundPlan,
+    index: int,
+    following: AwaitingSurvivors,
+    upload_sha256: bytes,
+    site: Workplace,
+    services: Services,
 ) -> None:
-    unmasking = Unmasking(plan, index, following, site.journal)
+    unmasking = Unmasking(plan, index, following, upload_sha256, site.journal, site.policy)
     schedule = plan.schedule
     seconds = schedule.uploading.max_seconds + schedule.signing.max_seconds + schedule.revealing.max_seconds + SLACK_S
     with too_late_means(DropoutReason.UNMASK_TIMEOUT):

@@ -1,4 +1,4 @@
-"""What a site must remember through a restart: its highest attempt, and the sessions that it helped to unmask.
+"""What a site must remember through a restart: its highest attempt, whom it signed for, and what it unmasked.
 
 Every record is on the disk before the step that depends on it. One process owns the folder at a time.
 """
@@ -31,6 +31,7 @@ class SiteJournal:
         self._path = state_dir / JOURNAL_NAME
         self._attempts: dict[str, Attempt] = {}
         self._unmasked: set[str] = set()
+        self._survivors: dict[str, set[frozenset[str]]] = {}
         self._lock = _lock(state_dir)
         try:
             self._load()
@@ -87,6 +88,21 @@ class SiteJournal:
         self._append({"kind": "unmasked", "session_id": name})
         self._unmasked.add(name)
 
+    def survivors_signed(self, job_id: str) -> frozenset[frozenset[str]]:
+        """Each set of survivors of a job that this site has signed, as client_ids."""
+        return frozenset(self._survivors.get(job_id, ()))
+
+    def record_survivors(self, job_id: str, survivors: frozenset[str]) -> None:
+        """Write down which survivors this site signs, before it does; a set that is known takes no room.
+
+        Raises:
+            StorageError: the disk refused.
+        """
+        if survivors in self._survivors.get(job_id, ()):
+            return
+        self._append({"kind": "survivors", "job_id": job_id, "survivors": sorted(survivors)})
+        self._survivors.setdefault(job_id, set()).add(survivors)
+
     def _append(self, record: dict[str, object]) -> None:
         try:
             self._file.write(json.dumps(record) + "\n")
@@ -111,6 +127,9 @@ class SiteJournal:
             record = json.loads(line)
             if record["kind"] == "unmasked":
                 self._unmasked.add(bytes.fromhex(record["session_id"]).hex())
+            elif record["kind"] == "survivors":
+                names = frozenset(str(name) for name in record["survivors"])
+                self._survivors.setdefault(str(record["job_id"]), set()).add(names)
             else:
                 job_id, attempt = str(record["job_id"]), (int(record["round_id"]), int(record["attempt"]))
                 self._attempts[job_id] = max(attempt, self._attempts.get(job_id, attempt))
@@ -127,6 +146,11 @@ class SiteJournal:
             for job_id, (round_id, attempt) in self._attempts.items()
         ]
         records += [{"kind": "unmasked", "session_id": name} for name in sorted(self._unmasked)]
+        records += [
+            {"kind": "survivors", "job_id": job_id, "survivors": sorted(names)}
+            for job_id, sets in self._survivors.items()
+            for names in sets
+        ]
         fresh = self._path.with_suffix(".new")
         try:
             with fresh.open("w") as file:

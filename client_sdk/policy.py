@@ -1,11 +1,12 @@
 """What a site insists on, and the checks of a plan before the site takes part in it. A server cannot weaken them."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from fl_core.errors import ConfigError, PolicyRefused
+from fl_core.errors import ConfigError, PolicyRefused, RemoteProtocolError
+from fl_core.rounds.cohort_rules import check_difference, check_smallest, check_trusted
 from fl_core.rounds.plan import Aggregation, RoundPlan, ServiceEndpoint, SparseGraph
 from fl_core.rounds.planner import check_plan
 from fl_core.secagg.degrees import Profile
@@ -18,11 +19,16 @@ class SitePolicy:
 
     Args:
         require_secure_aggregation: refuse attempts in which the aggregator sees single updates.
-        min_cohort: smallest number of sites in an attempt, >= 1.
+        min_cohort: smallest number of sites in an attempt, and in a sum that this site helps to unmask, >= 1.
         aggregator_id: the only aggregator that may get updates; any of the federation when None.
         keyserver_id: the only key server that may relay shares; any of the federation when None.
         min_profile: what a sparse graph must hold against at least: equivocation_safe or honest_but_curious.
         min_corrupt: a sparse graph must hold against at least this fraction of sites that collude with the servers.
+        min_cohort_difference: sites by which the survivors of two sums of one job must differ when they are not the
+            same, >= 1; 1 allows everything. A larger number stops a coordinator from subtracting sums, and makes the
+            site leave attempts in which a site more or less than before dropped out.
+        trusted_sites: client_ids that the owner knows to be different parties.
+        min_trusted: how many of these must be in an attempt and in its sum beside this site.
 
     Raises:
         ConfigError: a value is of the wrong type or out of range.
@@ -34,6 +40,9 @@ class SitePolicy:
     keyserver_id: str | None = None
     min_profile: Profile = Profile.EQUIVOCATION_SAFE
     min_corrupt: float = 0.05
+    min_cohort_difference: int = 1
+    trusted_sites: tuple[str, ...] = ()
+    min_trusted: int = 0
 
     def __post_init__(self) -> None:
         if not isinstance(self.require_secure_aggregation, bool):
@@ -42,10 +51,13 @@ class SitePolicy:
                 expected="true or false",
                 got=repr(self.require_secure_aggregation),
             )
-        if isinstance(self.min_cohort, bool) or not isinstance(self.min_cohort, int) or self.min_cohort < 1:
-            raise ConfigError(
-                "policy.min_cohort is out of range", expected="a whole number >= 1", got=repr(self.min_cohort)
-            )
+        for name, low in (("min_cohort", 1), ("min_cohort_difference", 1), ("min_trusted", 0)):
+            number = getattr(self, name)
+            if isinstance(number, bool) or not isinstance(number, int) or number < low:
+                raise ConfigError(
+                    f"policy.{name} is out of range", expected=f"a whole number >= {low}", got=repr(number)
+                )
+        self._check_trusted()
         if self.min_profile not in tuple(Profile):
             raise ConfigError("policy.min_profile is unknown", expected=" | ".join(Profile), got=repr(self.min_profile))
         # A profile comes as text from site.yaml.
@@ -58,6 +70,18 @@ class SitePolicy:
             pin = getattr(self, name)
             if pin is not None and not (isinstance(pin, str) and pin):
                 raise ConfigError(f"policy.{name} is no name", expected="text", got=repr(pin))
+
+    def _check_trusted(self) -> None:
+        names = self.trusted_sites
+        if not isinstance(names, list | tuple) or not all(isinstance(name, str) and name for name in names):
+            raise ConfigError("policy.trusted_sites is no list of names", expected="client_ids", got=repr(names))
+        object.__setattr__(self, "trusted_sites", tuple(names))
+        if self.min_trusted > len(set(names)):
+            raise ConfigError(
+                "policy.min_trusted is more than there are",
+                expected=f"at most {len(set(names))} trusted_sites",
+                got=self.min_trusted,
+            )
 
 
 def check_invitation(plan: RoundPlan, policy: SitePolicy, identity: Identity) -> int:
@@ -85,7 +109,38 @@ def check_invitation(plan: RoundPlan, policy: SitePolicy, identity: Identity) ->
             fix="connect again with the certificate in use",
         )
     _check_conditions(plan, policy)
+    roster = [entry.client_id for entry in plan.roster]
+    check_trusted(roster, identity.id, policy.trusted_sites, policy.min_trusted, "the cohort")
     return index
+
+
+def check_survivors(
+    plan: RoundPlan, index: int, survivors: Sequence[int], policy: SitePolicy, earlier: Iterable[Collection[str]]
+) -> frozenset[str]:
+    """Check who would be in the sum that this site helps to unmask.
+
+    Args:
+        plan: of the attempt.
+        index: this site's place in the roster.
+        survivors: U3; places in the roster.
+        policy: the owner's conditions.
+        earlier: client_ids of each U3 that this site has signed in this job.
+
+    Returns:
+        The client_ids of the survivors.
+
+    Raises:
+        RemoteProtocolError: a survivor is not in the roster.
+        PolicyRefused: they are too few, too few of them are known, or they are almost those of an earlier sum.
+    """
+    if any(not 0 <= survivor < len(plan.roster) for survivor in survivors):
+        raise RemoteProtocolError("a survivor is not in the roster", expected=f"below {len(plan.roster)}")
+    names = frozenset(plan.roster[survivor].client_id for survivor in survivors)
+    check_smallest(names, policy.min_cohort, "the sum")
+    own = plan.roster[index].client_id
+    check_trusted(names, own, policy.trusted_sites, policy.min_trusted, "the sum")
+    check_difference(names, earlier, policy.min_cohort_difference)
+    return frozenset(names)
 
 
 def check_services(plan: RoundPlan, certificates: Mapping[Role, bytes]) -> None:
@@ -124,13 +179,7 @@ def _check_conditions(plan: RoundPlan, policy: SitePolicy) -> None:
             got=plan.aggregation.value,
             fix="change the job, or policy.require_secure_aggregation in site.yaml",
         )
-    if len(plan.roster) < policy.min_cohort:
-        raise PolicyRefused(
-            "the cohort is too small for this site",
-            expected=f">= {policy.min_cohort} sites",
-            got=len(plan.roster),
-            fix="change cohort.min of the job, or policy.min_cohort in site.yaml",
-        )
+    check_smallest([entry.client_id for entry in plan.roster], policy.min_cohort, "the cohort")
     if plan.graph is not None:
         _check_graph(plan, plan.graph, policy)
     pins = {Role.AGGREGATOR: policy.aggregator_id, Role.KEYSERVER: policy.keyserver_id}

@@ -8,13 +8,21 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from client_sdk.journal import SiteJournal
+from client_sdk.policy import SitePolicy, check_survivors
 from client_sdk.streams import finish, receive, send
 from fl_core.errors import RemoteProtocolError
 from fl_core.rounds.plan import RoundPlan
 from fl_core.secagg.client import AwaitingProof, AwaitingSurvivors
+from fl_core.secagg.inclusion import check_included
 from fl_core.secagg.messages import ConsistencyProof, RevealedShares, SurvivorSet, SurvivorSignature
 from fl_core.transport.errors import rpc_errors
-from fl_core.wire.convert import proof_from_proto, revealed_to_proto, signature_to_proto, survivors_from_proto
+from fl_core.wire.convert import (
+    inclusion_path_from_proto,
+    proof_from_proto,
+    revealed_to_proto,
+    signature_to_proto,
+    survivors_from_proto,
+)
 from fl_core.wire.v1 import keyserver_pb2
 
 if TYPE_CHECKING:
@@ -32,11 +40,26 @@ class Unmasking:
         plan: the attempt.
         index: this site's place in the roster.
         awaiting: the phase that follows the masked upload.
+        upload_sha256: of what was uploaded, 32 bytes.
         journal: where the session is recorded before anything is revealed.
+        policy: what the owner asks of a sum.
     """
 
-    def __init__(self, plan: RoundPlan, index: int, awaiting: AwaitingSurvivors, journal: SiteJournal) -> None:
+    def __init__(
+        self,
+        plan: RoundPlan,
+        index: int,
+        awaiting: AwaitingSurvivors,
+        upload_sha256: bytes,
+        journal: SiteJournal,
+        policy: SitePolicy,
+    ) -> None:
+        self._plan = plan
+        self._policy = policy
         self._session_id = plan.session_id
+        self._context = plan.session_context()
+        self._index = index
+        self._upload_sha256 = upload_sha256
         self._hello = keyserver_pb2.SessionHello(session_id=plan.session_id, index=index)
         self._awaiting = awaiting
         self._journal = journal
@@ -64,15 +87,22 @@ class Unmasking:
 
     async def _converse(self, call: "_Call") -> None:
         await send(call, keyserver_pb2.RevealSharesRequest(hello=self._hello))
-        signature = self._sign(survivors_from_proto((await _receive(call, "survivors")).survivors))
+        told = (await _receive(call, "survivors")).survivors
+        signature = await self._sign(survivors_from_proto(told), inclusion_path_from_proto(told))
         await send(call, keyserver_pb2.RevealSharesRequest(signature=signature_to_proto(signature)))
         shares = await self._reveal(proof_from_proto((await _receive(call, "proof")).proof))
         await send(call, keyserver_pb2.RevealSharesRequest(shares=revealed_to_proto(shares)))
         await _receive(call, "done")
         await finish(call)
 
-    def _sign(self, survivors: SurvivorSet) -> SurvivorSignature:
+    async def _sign(self, survivors: SurvivorSet, path: tuple[bytes, ...]) -> SurvivorSignature:
         if self._signed is None:
+            self._awaiting.check(survivors.survivors)
+            check_included(self._context, survivors, self._index, self._upload_sha256, path)
+            job_id = self._plan.job_id
+            earlier = self._journal.survivors_signed(job_id)
+            names = check_survivors(self._plan, self._index, survivors.survivors, self._policy, earlier)
+            await asyncio.to_thread(self._journal.record_survivors, job_id, names)
             self._signed = self._awaiting.step(survivors)
             self._survivors = survivors
         if survivors != self._survivors:

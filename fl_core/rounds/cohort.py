@@ -1,6 +1,6 @@
 """Which of the connected sites take part in an attempt."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from fl_core.errors import NotEnough, PlanError
@@ -30,11 +30,36 @@ class CohortBounds:
             )
 
 
+def fill_up(
+    connected: Iterable[ClientId], quarantined: Sequence[ClientId], bounds: CohortBounds
+) -> tuple[list[ClientId], list[ClientId]]:
+    """Part those who are there into sites that can be invited, and those of them whose quarantine gives way for it.
+
+    A liar spoils attempts and learns nothing, while a cohort that never comes together trains nothing at all. So the
+    quarantine gives way, but only as far as `bounds.min` demands it.
+
+    Args:
+        connected: the sites that are there.
+        quarantined: sites that were caught lying, those whose last lie is the oldest first.
+        bounds: fewest and most.
+
+    Returns:
+        The sites that can be invited, by ascending client_id, and the quarantined ones among them, which are none
+        when there are enough others, or too few sites in all.
+    """
+    here = set(connected)
+    free = sorted(here - set(quarantined))
+    spare = [name for name in quarantined if name in here]
+    missing = bounds.min - len(free)
+    recalled = spare[: max(missing, 0)] if len(spare) >= missing else []
+    return sorted([*free, *recalled]), sorted(recalled)
+
+
 def choose_cohort(connected: Iterable[ClientId], bounds: CohortBounds, entropy: Entropy) -> tuple[ClientId, ...]:
     """Take everybody, or `bounds.max` sites of whom every subset is equally likely.
 
     Args:
-        connected: the sites that are there; one that is given twice counts once.
+        connected: the sites that can be invited; one that is given twice counts once.
         bounds: fewest and most.
         entropy: for the choice; it is not used when everybody is taken.
 

@@ -79,6 +79,8 @@ class JobSpec:
             its samples / max_weight before it is rounded.
         chunk_bytes: payload of one chunk of an upload.
         max_attempts: attempts at one round before the job fails.
+        quarantine_rounds: rounds for which a site that was caught lying is not invited, after the round in which it
+            was and the rest of that round, as long as `cohort.min` others are there.
         phases: time bounds.
         optimizer: how the mean update moves the model.
         training: options for the sites' trainers.
@@ -101,6 +103,7 @@ class JobSpec:
     max_weight: int = 10_000
     chunk_bytes: int = 1 << 18
     max_attempts: int = 3
+    quarantine_rounds: int = 10
     phases: PhaseSchedule = field(default_factory=PhaseSchedule)
     optimizer: OptimizerSpec = field(default_factory=OptimizerSpec)
     training: Mapping[str, Scalar] = field(default_factory=lambda: MappingProxyType({}))
@@ -111,6 +114,7 @@ class JobSpec:
         check_training(self.training)
         _check_range("rounds", self.rounds, 1, MAX_ROUNDS)
         _check_range("max_attempts", self.max_attempts, 1, MAX_ATTEMPTS)
+        _check_range("quarantine_rounds", self.quarantine_rounds, 0, MAX_ROUNDS)
         _check_range("evaluate_every", self.evaluate_every, 0, MAX_ROUNDS)
         _check_range("max_weight", self.max_weight, 1, MAX_COUNT)
         for name in ("threshold", "min_survivors"):
@@ -296,6 +300,7 @@ _JOB: Mapping[str, Reader] = {
     "max_weight": _integer,
     "chunk_bytes": _integer,
     "max_attempts": _integer,
+    "quarantine_rounds": _integer,
     "phases": _section(PhaseSchedule, _PHASES),
     "optimizer": _section(OptimizerSpec, _OPTIMIZER),
     "training": _options,

@@ -46,6 +46,13 @@ class DropoutReason(StrEnum):
     BAD_SHARES = "bad_shares"
     UNMASK_TIMEOUT = "unmask_timeout"
     PROTOCOL_VIOLATION = "protocol_violation"
+    FALSE_REVEAL = "false_reveal"
+    FALSE_DEALING = "false_dealing"
+
+    @property
+    def is_blame(self) -> bool:
+        """Whether the site was caught lying, which no fault of a network looks like."""
+        return self in (DropoutReason.FALSE_REVEAL, DropoutReason.FALSE_DEALING)
 
 
 class AbandonReason(StrEnum):
@@ -143,7 +150,7 @@ class ModelCommitted:
 
 @dataclass(frozen=True, slots=True)
 class SiteDropped:
-    """A site left, was lost or was refused. The first reason stands."""
+    """A site left, was lost or was refused. The first reason stands, unless a later one is blame."""
 
     client_id: ClientId
     reason: DropoutReason
@@ -229,6 +236,11 @@ class RoundRecord:
     def lost(self) -> frozenset[ClientId]:
         """Sites that dropped out."""
         return frozenset(dropout.client_id for dropout in self.dropouts)
+
+    def is_news(self, client_id: ClientId, reason: DropoutReason) -> bool:
+        """Whether a drop-out changes anything: the first reason stands, unless it is no blame and this one is."""
+        known = next((dropout.reason for dropout in self.dropouts if dropout.client_id == client_id), None)
+        return known is None or (reason.is_blame and not known.is_blame)
 
     @property
     def seconds(self) -> float:
@@ -333,10 +345,12 @@ def _invite(record: RoundRecord, event: CohortInvited) -> RoundRecord:
 def _drop(record: RoundRecord, event: SiteDropped) -> RoundRecord:
     if event.client_id not in record.invited:
         raise LocalProtocolError("a site dropped out that was not invited", got=event.client_id)
-    if event.client_id in record.lost:
+    if not record.is_news(event.client_id, event.reason):
         return record
     dropout = SiteDropout(event.client_id, event.reason, record.state)
-    return replace(record, dropouts=(*record.dropouts, dropout))
+    # A liar that hangs up in time is a liar all the same.
+    others = tuple(known for known in record.dropouts if known.client_id != event.client_id)
+    return replace(record, dropouts=(*others, dropout))
 
 
 def _check_members(members: tuple[ClientId, ...], allowed: tuple[ClientId, ...], needed: int, whose: str) -> None:

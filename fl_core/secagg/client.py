@@ -19,6 +19,7 @@ from fl_core.crypto.agreement import KeyPair, draw_secret, generate_key_pair
 from fl_core.crypto.mask_prg import reduce_ring
 from fl_core.crypto.shamir import split_secrets
 from fl_core.errors import LocalProtocolError, RemoteProtocolError
+from fl_core.secagg.blame import open_relayed
 from fl_core.secagg.context import Entropy, RosterVerifier, SessionContext, Signer
 from fl_core.secagg.directory import (
     Directory,
@@ -51,7 +52,7 @@ from fl_core.secagg.sealing import (
     HeldShares,
     agree_share_keys,
     check_sealed_length,
-    open_shares,
+    commit_to,
     seal_shares,
 )
 
@@ -140,8 +141,10 @@ class CollectingDirectory:
             keys = agree_share_keys(directory, index, self.cipher_keys.secret_key)
             sealed = tuple(seal_shares(directory, index, peer, keys[peer].sealing, held[peer]) for peer in keys)
             opening_keys = {peer: keys[peer].opening for peer in keys}
-            following = CollectingShares(self.member, directory, self.secrets, held.get(index), opening_keys)
-            return following, SealedShares(sealed)
+            own = held.get(index)
+            commitments = b"" if own is None else commit_to(directory, index, index, own)
+            following = CollectingShares(self.member, directory, self.secrets, own, opening_keys)
+            return following, SealedShares(sealed, commitments)
 
     def _checked(self, incoming: KeyDirectory) -> Directory:
         context, index = self.member.context, self.member.index
@@ -180,25 +183,26 @@ class CollectingShares:
     def step(self, incoming: RelayedShares) -> "ReadyToMask":
         """Open the shares, which tells who is in U2.
 
-        They are opened now, while training runs, so that a site that cannot help to unmask never uploads.
+        They are opened now, while training runs, so that a site that cannot help to unmask never uploads. A dealer
+        whose shares do not open, or are not what it committed to, stays in U2: we hold no share of it and complain.
 
         Raises:
             RemoteProtocolError: a share is for somebody else, or its sender is no neighbour, out of order or stands
                 twice.
-            BadShares: a share does not open in this session, or is none.
+            BadShares: fewer shares than the threshold are usable; the others do not open in this session, are none,
+                or are not what their dealers committed to.
             NotEnough: fewer sites than must survive.
             LocalProtocolError: the phase has moved already.
         """
         with self._turn:
             index = self.member.index
             self._check(incoming)
-            held = {
-                sealed.sender: open_shares(self.directory, sealed, self.opening_keys[sealed.sender])
-                for sealed in incoming.shares
-            }
-            participants = tuple(sorted((*held, index)))
+            # Of a sparse graph a site holds no shares of its own: those of its neighbours have to be enough.
+            needed = self.member.context.threshold - (self.own_shares is not None)
+            held = open_relayed(self.directory, index, incoming.shares, self.opening_keys, needed)
             if self.own_shares is not None:
                 held[index] = self.own_shares
+            participants = tuple(sorted((*(sealed.sender for sealed in incoming.shares), index)))
             return ReadyToMask(self.member, self.directory, participants, self.secrets, held)
 
     def _check(self, incoming: RelayedShares) -> None:
@@ -308,15 +312,22 @@ class AwaitingSurvivors:
             LocalProtocolError: the phase has moved already.
         """
         with self._turn:
-            self._check(incoming.survivors)
+            self.check(incoming.survivors)
             member = self.member
-            statement = survivors_statement(self.directory, self.participants, incoming.survivors)
+            statement = survivors_statement(
+                self.directory, self.participants, incoming.survivors, incoming.uploads_root
+            )
             following = AwaitingProof(
                 member, self.directory, self.participants, incoming.survivors, statement, self.held_shares
             )
             return following, SurvivorSignature(member.index, member.signer.sign(statement))
 
-    def _check(self, survivors: tuple[int, ...]) -> None:
+    def check(self, survivors: tuple[int, ...]) -> None:
+        """Check U3 and sign nothing: `step` does it too, and this says first what is wrong with it.
+
+        Raises:
+            RemoteProtocolError, NotEnough: as `step`.
+        """
         index, spec = self.member.index, self.member.context.harary
         _check_in_second_set(self.directory, index, self.participants, survivors)
         if index not in survivors:
@@ -369,6 +380,9 @@ class AwaitingProof:
                 ),
                 mask_key_shares=tuple(
                     RevealedShare(owner, self.held_shares[owner].mask_key) for owner in owners if owner not in survived
+                ),
+                complaints=tuple(
+                    owner for owner in self.participants if owner != self.member.index and owner not in self.held_shares
                 ),
             )
             return Revealed(self.member.context, self.member.index, self.survivors), revealed

@@ -200,15 +200,17 @@ def seed_commitment(context: SessionContext, index: int, self_seed: bytes) -> by
     return labels.digest_fields(labels.SEED_COMMITMENT, context.binding, index, self_seed)
 
 
-def survivors_statement(directory: Directory, participants: Sequence[int], survivors: Sequence[int]) -> bytes:
-    """What a site signs in round 3: the session, the directory, U2 and the U3 that it was told.
+def survivors_statement(
+    directory: Directory, participants: Sequence[int], survivors: Sequence[int], uploads_root: bytes = b""
+) -> bytes:
+    """What a site signs in round 3: the session, the directory, U2, and the U3 and its uploads that it was told.
 
     With a sparse graph a site knows U2 among its neighbours only, and signs none.
     """
     context = directory.context
     known = () if context.harary else (hash_indices(context, participants),)
     return labels.encode_fields(
-        labels.SURVIVORS, context.binding, directory.digest, *known, hash_indices(context, survivors)
+        labels.SURVIVORS, context.binding, directory.digest, *known, hash_indices(context, survivors), uploads_root
     )
 
 

@@ -6,7 +6,8 @@ accepted again, so that a broken stream may be opened once more.
 Source: Bonawitz et al. 2017, figure 4, server side.
 """
 
-from fl_core.errors import LocalProtocolError, RemoteProtocolError, SessionFrozen
+from fl_core.errors import BadShares, LocalProtocolError, RemoteProtocolError, SessionFrozen
+from fl_core.secagg.commitments import CommitmentBook, check_pair_length
 from fl_core.secagg.context import RosterVerifier, SessionContext
 from fl_core.secagg.directory import (
     Directory,
@@ -205,7 +206,8 @@ class CollectingSealedShares:
             participants = tuple(sorted(self._sealed))
             check_enough(len(participants), self._directory.context.min_survivors, "sites shared their secrets")
             self._closed = True
-            return SharesRelayed(self._directory, self._verifier, participants), self._relayed(participants)
+            book = CommitmentBook(self._directory.context, self._sealed)
+            return SharesRelayed(self._directory, self._verifier, participants, book), self._relayed(participants)
 
     def _check(self, index: int, sealed: SealedShares) -> None:
         if index not in self._directory.advertisements:
@@ -214,8 +216,19 @@ class CollectingSealedShares:
             if share.sender != index:
                 raise RemoteProtocolError("a share names another sender", expected=f"sender {index}", got=share.sender)
             check_sealed_length(share)
+        self._check_own(index, sealed.own_commitments)
         recipients = [share.recipient for share in sealed.shares]
         check_equal(recipients, self._directory.graph.neighbours(index), "the recipients of shares")
+
+    def _check_own(self, index: int, commitments: bytes) -> None:
+        if index in self._directory.holders(index):
+            check_pair_length(index, commitments)
+        elif commitments:
+            raise BadShares(
+                f"site {index} commits to shares that it does not hold",
+                expected="none: with a sparse graph a site holds no share of its own secrets",
+                got=f"{len(commitments)} bytes",
+            )
 
     def _relayed(self, participants: tuple[int, ...]) -> dict[int, RelayedShares]:
         mailboxes: dict[int, list[SealedShare]] = {index: [] for index in participants}

@@ -47,12 +47,13 @@ class CollectingMaskedInputs:
         context: the session.
     """
 
-    __slots__ = ("_context", "_frozen", "_received", "_sum", "_turn")
+    __slots__ = ("_admitted", "_context", "_frozen", "_received", "_sum", "_turn")
 
     def __init__(self, context: SessionContext) -> None:
         self._context = context
         self._sum: RingVector = np.zeros(context.length, lane_dtype(context.ring_bits))
         self._received: set[int] = set()
+        self._admitted: frozenset[int] | None = None
         self._frozen = False
         self._turn = Turn()
 
@@ -61,12 +62,26 @@ class CollectingMaskedInputs:
         """Indices whose vectors are in the sum."""
         return frozenset(self._received)
 
+    def admit(self, eligible: Iterable[int]) -> None:
+        """Take vectors of these sites only, from now on: a vector that is in the sum cannot be taken out again.
+
+        Args:
+            eligible: U2, as the key server froze it.
+
+        Raises:
+            LocalProtocolError: other sites were admitted before.
+        """
+        admitted = frozenset(eligible)
+        if self._admitted not in (None, admitted):
+            raise LocalProtocolError("the sites that may be summed were fixed before", expected="the same sites")
+        self._admitted = admitted
+
     def add(self, masked: MaskedInput) -> None:
         """Add the vector of one site.
 
         Raises:
-            RemoteProtocolError: the index is not in the roster or its vector was added before, or the vector does not
-                fit the session.
+            RemoteProtocolError: the index is not in the roster or was not admitted, its vector was added before, or
+                the vector does not fit the session.
             SessionFrozen: the survivors are frozen.
         """
         index = masked.index
@@ -79,6 +94,10 @@ class CollectingMaskedInputs:
         if not 0 <= index < self._context.size:
             raise RemoteProtocolError(
                 "a vector is of nobody in the roster", expected=f"index 0 to {self._context.size - 1}", got=index
+            )
+        if self._admitted is not None and index not in self._admitted:
+            raise RemoteProtocolError(
+                f"site {index} did not finish the key exchange", expected="a vector of a site of U2", got=index
             )
         if index in self._received:
             raise RemoteProtocolError(f"the vector of site {index} was added before", expected="one vector per site")

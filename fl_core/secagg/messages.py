@@ -60,18 +60,23 @@ class KeyDirectory:
 
 @dataclass(frozen=True, slots=True)
 class SealedShare:
-    """Round 1: the shares of one sender for one recipient, encrypted and authenticated."""
+    """Round 1: the shares of one sender for one recipient, encrypted and authenticated, and commitments to them."""
 
     sender: int
     recipient: int
     ciphertext: bytes
+    commitments: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class SealedShares:
-    """Round 1, site to key server: one for every neighbour."""
+    """Round 1, site to key server: one for every neighbour, and commitments to the shares that the site keeps.
+
+    With a sparse graph a site keeps none of its own, and `own_commitments` is empty.
+    """
 
     shares: tuple[SealedShare, ...]
+    own_commitments: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +96,10 @@ class MaskedInput:
 
 @dataclass(frozen=True, slots=True)
 class SurvivorSet:
-    """Round 3, key server to U3: who uploaded, by ascending index."""
+    """Round 3, key server to U3: who uploaded, by ascending index, and the root over the digests of their uploads."""
 
     survivors: tuple[int, ...]
+    uploads_root: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +127,11 @@ class RevealedShare:
 
 @dataclass(frozen=True, slots=True)
 class RevealedShares:
-    """Round 4, site to key server: for each neighbour in U2 exactly one kind of share."""
+    """Round 4, site to key server: for each neighbour in U2 exactly one kind of share, or a complaint that it has
+    none.
+    """
 
     index: int
     self_seed_shares: tuple[RevealedShare, ...]
     mask_key_shares: tuple[RevealedShare, ...]
+    complaints: tuple[int, ...] = ()

@@ -10,6 +10,7 @@ from fl_core.crypto import aead, labels
 from fl_core.crypto.agreement import agree_many, derive_key
 from fl_core.crypto.shamir import SHARE_BYTES, parse_shares
 from fl_core.errors import BadShares, CryptoError
+from fl_core.secagg.commitments import check_pair_length, commit_pair
 from fl_core.secagg.directory import Directory
 from fl_core.secagg.messages import SealedShare
 
@@ -52,7 +53,13 @@ def agree_share_keys(directory: Directory, index: int, secret_key: bytes) -> Map
 def seal_shares(directory: Directory, sender: int, recipient: int, key: bytes, shares: HeldShares) -> SealedShare:
     """Seal the shares of `sender` for `recipient` under the one-time key of this direction."""
     plaintext = shares.mask_key + shares.self_seed
-    return SealedShare(sender, recipient, aead.seal(key, plaintext, _associated_data(directory, sender, recipient)))
+    ciphertext = aead.seal(key, plaintext, _associated_data(directory, sender, recipient))
+    return SealedShare(sender, recipient, ciphertext, commit_to(directory, sender, recipient, shares))
+
+
+def commit_to(directory: Directory, owner: int, holder: int, shares: HeldShares) -> bytes:
+    """The commitments to the shares of one holder, 32 bytes."""
+    return commit_pair(directory.context, owner, holder, shares.mask_key, shares.self_seed)
 
 
 def open_shares(directory: Directory, sealed: SealedShare, key: bytes) -> HeldShares:
@@ -77,11 +84,12 @@ def open_shares(directory: Directory, sealed: SealedShare, key: bytes) -> HeldSh
 
 
 def check_sealed_length(sealed: SealedShare) -> None:
-    """Refuse a sealed share of another length, before it is stored or relayed.
+    """Refuse a sealed share or commitments of another length, before they are stored or relayed.
 
     Raises:
         BadShares: the length is another.
     """
+    check_pair_length(sealed.sender, sealed.commitments)
     if len(sealed.ciphertext) != SEALED_SHARE_BYTES:
         raise BadShares(
             f"sealed shares of site {sealed.sender} have the wrong length",

@@ -5,18 +5,15 @@ It never holds a vector. What leaves it is the sum of masks, of which nobody can
 Source: Bonawitz et al. 2017, figure 4, server side.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, combinations, islice
 
-import numpy as np
-import numpy.typing as npt
-
-from fl_core.crypto.agreement import public_key_of
-from fl_core.crypto.shamir import combine, lagrange_at_zero, parse_shares
-from fl_core.errors import BadShares, RemoteProtocolError, SessionFrozen
+from fl_core.crypto.shamir import parse_shares
+from fl_core.errors import RemoteProtocolError, SessionFrozen
+from fl_core.secagg.blame import Blame
+from fl_core.secagg.commitments import CommitmentBook, ShareKind
 from fl_core.secagg.context import RosterVerifier, SessionContext
-from fl_core.secagg.directory import Directory, check_enough, check_reach, seed_commitment, survivors_statement
+from fl_core.secagg.directory import Directory, check_enough, survivors_statement
 from fl_core.secagg.index_sets import check_equal, check_subset
 from fl_core.secagg.masks import MaskJob, MaskTerm, expand_terms, pair_terms, self_term, split_jobs
 from fl_core.secagg.messages import (
@@ -28,11 +25,7 @@ from fl_core.secagg.messages import (
     SurvivorSignature,
 )
 from fl_core.secagg.phase import Turn
-
-MAX_TRIALS = 500
-"""Sets of holders that are left out, one after the other, when shares do not rebuild a secret."""
-
-ShareRows = Mapping[int, npt.NDArray[np.uint64]]
+from fl_core.secagg.rebuilding import ShareRows, rebuild_secrets
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +36,8 @@ class Unmasking:
     verifier: RosterVerifier = field(repr=False)
     participants: tuple[int, ...]
     survivors: tuple[int, ...]
+    commitments: CommitmentBook = field(repr=False)
+    uploads_root: bytes = b""
     survived: frozenset[int] = field(init=False, repr=False)
     """U3."""
     dropped: tuple[int, ...] = field(init=False)
@@ -68,10 +63,17 @@ class Unmasking:
 class SharesRelayed:
     """Between round 1 and round 3: U2 is frozen, uploads go to the aggregator."""
 
-    __slots__ = ("_directory", "_participants", "_turn", "_verifier")
+    __slots__ = ("_commitments", "_directory", "_participants", "_turn", "_verifier")
 
-    def __init__(self, directory: Directory, verifier: RosterVerifier, participants: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        directory: Directory,
+        verifier: RosterVerifier,
+        participants: tuple[int, ...],
+        commitments: CommitmentBook,
+    ) -> None:
         self._directory = directory
+        self._commitments = commitments
         self._verifier = verifier
         self._participants = participants
         self._turn = Turn()
@@ -86,6 +88,16 @@ class SharesRelayed:
         """U2, by ascending index."""
         return self._participants
 
+    @property
+    def directory_digest(self) -> bytes:
+        """What everybody saw of U1, 32 bytes."""
+        return self._directory.digest
+
+    @property
+    def commitments(self) -> CommitmentBook:
+        """What the dealers of U2 committed to."""
+        return self._commitments
+
     def freeze(self, survivor_set: SurvivorSet) -> "CollectingSignatures":
         """Fix U3, once for ever.
 
@@ -98,7 +110,15 @@ class SharesRelayed:
             survivors = survivor_set.survivors
             check_subset(survivors, self._participants, "the survivors", "U2")
             check_enough(len(survivors), self.context.min_survivors, "survivors")
-            return CollectingSignatures(Unmasking(self._directory, self._verifier, self._participants, survivors))
+            facts = Unmasking(
+                self._directory,
+                self._verifier,
+                self._participants,
+                survivors,
+                self._commitments,
+                survivor_set.uploads_root,
+            )
+            return CollectingSignatures(facts)
 
 
 class CollectingSignatures:
@@ -108,7 +128,7 @@ class CollectingSignatures:
 
     def __init__(self, facts: Unmasking) -> None:
         self._facts = facts
-        self._statement = survivors_statement(facts.directory, facts.participants, facts.survivors)
+        self._statement = survivors_statement(facts.directory, facts.participants, facts.survivors, facts.uploads_root)
         self._signatures: dict[int, SurvivorSignature] = {}
         self._closed = False
         self._turn = Turn()
@@ -159,9 +179,9 @@ class CollectingSignatures:
 
 
 class CollectingReveals:
-    """Round 4: collects the shares of U4."""
+    """Round 4: collects the shares of U4. A wrong share is dropped and its holder blamed; the right ones count."""
 
-    __slots__ = ("_asked", "_closed", "_facts", "_messages", "_rows", "_signers", "_turn")
+    __slots__ = ("_asked", "_closed", "_facts", "_messages", "_rows", "_signers", "_turn", "_wrong")
 
     def __init__(self, facts: Unmasking, signers: tuple[int, ...]) -> None:
         self._facts = facts
@@ -169,6 +189,7 @@ class CollectingReveals:
         self._asked = frozenset(signers)
         self._messages: dict[int, RevealedShares] = {}
         self._rows: dict[int, ShareRows] = {}
+        self._wrong: set[int] = set()
         self._closed = False
         self._turn = Turn()
 
@@ -182,12 +203,27 @@ class CollectingReveals:
         """Indices whose shares are here."""
         return frozenset(self._messages)
 
+    def is_blamed(self, index: int) -> bool:
+        """Whether a share that this site revealed is not what its owner committed to."""
+        return index in self._wrong
+
+    @property
+    def blame(self) -> Blame:
+        """Who revealed wrong shares so far, and who complains about whom."""
+        complaints: dict[int, set[int]] = {}
+        for holder, message in self._messages.items():
+            for dealer in message.complaints:
+                complaints.setdefault(dealer, set()).add(holder)
+        return Blame(frozenset(self._wrong), {dealer: frozenset(who) for dealer, who in complaints.items()})
+
     def receive(self, revealed: RevealedShares) -> None:
         """Take the shares of one site: exactly one for each owner it holds shares of, and of the right kind.
 
+        A share that is not what its owner committed to is dropped, and `blame` names the site.
+
         Raises:
-            RemoteProtocolError: the site is not in U4, sent other shares before, or its owners are not exactly those
-                whose share of this kind is needed.
+            RemoteProtocolError: the site is not in U4, sent other shares before, or its owners, and those that it
+                complains about, are not exactly those whose share of this kind is needed.
             BadShares: a share has the wrong length or is no field element.
             SessionFrozen: the phase is over.
         """
@@ -201,39 +237,51 @@ class CollectingReveals:
             raise _over("shares", index)
         if known is not None:
             raise RemoteProtocolError(f"site {index} revealed different shares before", expected="the same, or none")
-        rows = self._parsed(revealed)
+        rows = self._right(index, self._parsed(revealed), revealed)
         self._messages[index], self._rows[index] = revealed, rows
 
     def close(self) -> "RebuiltSeeds":
         """Freeze U5 and rebuild the seed of every survivor and the mask key of every dropped site.
 
-        Every secret was committed to, so that false shares show. As long as more than a threshold of sites revealed,
-        those whose shares are false are found and left out; in a large cohort only the first few of them.
-
         Raises:
             NotEnough: fewer sites than the threshold revealed; more may still come.
-            BadShares: what was rebuilt is not what its owner committed to.
+            FalseDealing: the right shares of an owner do not rebuild what it advertised.
             LocalProtocolError: it is closed already.
         """
         with self._turn:
             facts = self._facts
             check_enough(len(self._rows), facts.directory.context.threshold, "sites revealed shares")
-            owners = (*facts.survivors, *facts.dropped)
-            for owner in owners:
-                check_reach(facts.directory, owner, self._rows, f"sites revealed shares of site {owner}")
-            secrets, false_holders = _rebuild_without_liars(facts, self._rows)
-            self_seeds = {owner: secrets[owner] for owner in facts.survivors}
-            mask_keys = {owner: secrets[owner] for owner in facts.dropped}
+            self_seeds, mask_keys = rebuild_secrets(
+                facts.directory, facts.survivors, facts.dropped, self._rows, self._wrong
+            )
             self._closed = True
-            return RebuiltSeeds(facts, tuple(sorted(self._rows)), self_seeds, mask_keys, false_holders)
+            return RebuiltSeeds(facts, tuple(sorted(self._rows)), self_seeds, mask_keys)
 
     def _parsed(self, revealed: RevealedShares) -> ShareRows:
         facts, index = self._facts, revealed.index
-        seeds, keys = revealed.self_seed_shares, revealed.mask_key_shares
-        check_equal(_owners(seeds), facts.survivors_near(index), f"the seed shares of site {index}")
-        check_equal(_owners(keys), facts.dropped_near(index), f"the key shares of site {index}")
+        seeds, keys, complaints = revealed.self_seed_shares, revealed.mask_key_shares, revealed.complaints
+        survivors, dropped = facts.survivors_near(index), facts.dropped_near(index)
+        check_subset(complaints, {*survivors, *dropped} - {index}, f"the complaints of site {index}", "its neighbours")
+        missing = frozenset(complaints)
+        check_equal(_owners(seeds), _without(survivors, missing), f"the seed shares of site {index}")
+        check_equal(_owners(keys), _without(dropped, missing), f"the key shares of site {index}")
         rows = parse_shares([revealed_share.share for revealed_share in (*seeds, *keys)])
         return dict(zip([*_owners(seeds), *_owners(keys)], rows, strict=True))
+
+    def _right(self, index: int, rows: ShareRows, revealed: RevealedShares) -> ShareRows:
+        book = self._facts.commitments
+        wrong = {
+            sent.owner
+            for kind, shares in (
+                (ShareKind.SELF_SEED, revealed.self_seed_shares),
+                (ShareKind.MASK_KEY, revealed.mask_key_shares),
+            )
+            for sent in shares
+            if not book.is_right(kind, sent.owner, index, sent.share)
+        }
+        if wrong:
+            self._wrong.add(index)
+        return {owner: row for owner, row in rows.items() if owner not in wrong} if wrong else rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,8 +293,6 @@ class RebuiltSeeds:
     """U5, by ascending index."""
     self_seeds: Mapping[int, bytes] = field(repr=False)
     mask_keys: Mapping[int, bytes] = field(repr=False)
-    false_holders: tuple[int, ...] = ()
-    """Sites of U5 whose shares were false, as far as they stood in the way, by ascending index."""
 
     @property
     def survivors(self) -> tuple[int, ...]:
@@ -288,74 +334,12 @@ class RebuiltSeeds:
         return [term for owner in self.owners for term in self.terms_of(owner)]
 
 
-def _rebuild_without_liars(facts: Unmasking, rows: Mapping[int, ShareRows]) -> tuple[dict[int, bytes], tuple[int, ...]]:
-    """Every secret, checked, and the holders that had to be left out for it.
-
-    The fewest are left out, and of holders in order the first are used. So nobody honest is left out: without him in
-    that set the same liars would be in use, and a smaller set would have done. Only liars whose errors cancel out can
-    shift the blame among holders, and even they never change a secret: each is checked against its commitment.
-    """
-    refusal: BadShares | None = None
-    for left_out in _sets_to_leave_out(rows, len(rows) - facts.directory.context.threshold):
-        kept = {holder: row for holder, row in rows.items() if holder not in left_out}
-        try:
-            return _checked_secrets(facts, kept), left_out
-        except BadShares as error:
-            refusal = refusal or error
-    assert refusal is not None
-    raise refusal
-
-
-def _sets_to_leave_out(holders: Iterable[int], spare: int) -> Iterator[tuple[int, ...]]:
-    """Nobody, then each holder, then each two of them, as long as the others are enough."""
-    ordered = sorted(holders)
-    sets = chain.from_iterable(combinations(ordered, count) for count in range(spare + 1))
-    return islice(sets, MAX_TRIALS)
-
-
-def _checked_secrets(facts: Unmasking, rows: Mapping[int, ShareRows]) -> dict[int, bytes]:
-    secrets = _rebuild(facts.directory, (*facts.survivors, *facts.dropped), rows)
-    for owner in facts.survivors:
-        _check_seed(facts.directory, owner, secrets[owner])
-    for owner in facts.dropped:
-        _check_key(facts.directory, owner, secrets[owner])
-    return secrets
-
-
-def _rebuild(directory: Directory, owners: Sequence[int], rows: Mapping[int, ShareRows]) -> dict[int, bytes]:
-    """Rebuild one secret of each owner. Owners with the same holders share their coefficients and go together."""
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for owner in owners:
-        holders = [holder for holder in directory.holders(owner) if holder in rows]
-        groups.setdefault(tuple(holders[: directory.context.threshold]), []).append(owner)
-    secrets: dict[int, bytes] = {}
-    for shared_by, group in groups.items():
-        shares = np.stack([np.stack([rows[holder][owner] for owner in group]) for holder in shared_by])
-        secrets.update(zip(group, combine(lagrange_at_zero(shared_by), shares), strict=True))
-    return secrets
-
-
-def _check_seed(directory: Directory, owner: int, seed: bytes) -> None:
-    committed = directory.advertisements[owner].self_seed_commitment
-    if seed_commitment(directory.context, owner, seed) != committed:
-        raise _not_committed(owner, "self-mask seed")
-
-
-def _check_key(directory: Directory, owner: int, secret_key: bytes) -> None:
-    if public_key_of(secret_key) != directory.advertisements[owner].mask_public_key:
-        raise _not_committed(owner, "mask key")
-
-
-def _not_committed(owner: int, what: str) -> BadShares:
-    return BadShares(
-        f"the shares of site {owner} do not rebuild its {what}",
-        expected="the secret that the site committed to in its advertisement",
-        fix="run the round again; the site or one of its holders sent false shares",
-    )
-
-
 def _owners(shares: Sequence[RevealedShare]) -> list[int]:
     return [share.owner for share in shares]
+
+
+def _without(indices: Sequence[int], missing: frozenset[int]) -> list[int]:
+    return [index for index in indices if index not in missing]
 
 
 def _over(what: str, index: int) -> SessionFrozen:

@@ -5,8 +5,9 @@ takes the phases of the stage before, which are used up by it.
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from hashlib import sha256
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from fl_core.secagg import client
 from fl_core.secagg.beacon import SecretBeacon, make_beacon
 from fl_core.secagg.context import Entropy, HararySpec, SessionContext
 from fl_core.secagg.exchange import CollectingAdvertisements, CollectingSealedShares, Excerpts
+from fl_core.secagg.inclusion import UploadTree, check_included
 from fl_core.secagg.masked_sum import AwaitingMask, CollectingMaskedInputs
 from fl_core.secagg.messages import (
     ConsistencyProof,
@@ -97,6 +99,8 @@ class Uploaded:
     aggregation: AwaitingMask
     uploads: dict[int, MaskedInput] = field(repr=False)
     survivor_set: SurvivorSet
+    tree: UploadTree = field(repr=False)
+    """What the aggregator states about the uploads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +181,15 @@ def upload(before: Shared, indices: Collection[int] | None = None) -> Uploaded:
         sites[index], uploads[index] = ready.step(before.cohort.vectors[index])
         aggregation.add(uploads[index])
     awaiting, survivor_set = aggregation.freeze(before.server.participants)
-    return Uploaded(before.cohort, sites, before.server, awaiting, uploads, survivor_set)
+    digests = {index: upload_sha256(uploads[index]) for index in survivor_set.survivors}
+    tree = UploadTree(before.cohort.context.binding, digests)
+    survivor_set = replace(survivor_set, uploads_root=tree.root)
+    return Uploaded(before.cohort, sites, before.server, awaiting, uploads, survivor_set, tree)
+
+
+def upload_sha256(masked: MaskedInput) -> bytes:
+    """SHA-256 of an upload; here of the vector in its lane, which stands for the packed bytes."""
+    return sha256(masked.vector.tobytes()).digest()
 
 
 def sign(before: Uploaded, indices: Collection[int] | None = None) -> Signed:
@@ -185,6 +197,8 @@ def sign(before: Uploaded, indices: Collection[int] | None = None) -> Signed:
     signatures = before.server.freeze(before.survivor_set)
     sites = {}
     for index in before.sites if indices is None else indices:
+        own, path = upload_sha256(before.uploads[index]), before.tree.path(index)
+        check_included(before.cohort.context, before.survivor_set, index, own, path)
         sites[index], message = before.sites[index].step(before.survivor_set)
         signatures.receive(message)
     server, proof = signatures.close()

@@ -40,6 +40,7 @@ from fl_core.wire.secagg_messages import (
     beacon_to_proto,
     directory_from_proto,
     directory_to_proto,
+    inclusion_path_from_proto,
     proof_from_proto,
     proof_to_proto,
     relayed_shares_from_proto,
@@ -53,6 +54,7 @@ from fl_core.wire.secagg_messages import (
     survivors_from_proto,
     survivors_to_proto,
 )
+from fl_core.wire.transcripts import part_from_proto, part_to_proto
 
 __all__ = [
     "abandon_reason_from_proto",
@@ -74,10 +76,13 @@ __all__ = [
     "dropout_reason_to_proto",
     "evaluation_from_proto",
     "evaluation_to_proto",
+    "inclusion_path_from_proto",
     "index_from_proto",
     "indices_from_proto",
     "manifest_from_proto",
     "manifest_to_proto",
+    "part_from_proto",
+    "part_to_proto",
     "plan_from_proto",
     "plan_to_proto",
     "proof_from_proto",

@@ -11,6 +11,7 @@ from fl_core.errors import BadKey, BadShares, BadSignature, RemoteProtocolError
 from fl_core.rounds.plan import MAX_COHORT
 from fl_core.secagg import messages
 from fl_core.secagg.beacon import VALUE_BYTES
+from fl_core.secagg.commitments import PAIR_BYTES
 from fl_core.secagg.sealing import SEALED_SHARE_BYTES
 from fl_core.wire.checks import check_size, digest_from_proto, index_from_proto, indices_from_proto
 from fl_core.wire.v1 import secagg_pb2
@@ -97,7 +98,9 @@ def beacon_from_proto(message: secagg_pb2.Beacon) -> messages.Beacon:
 
 def sealed_shares_to_proto(value: messages.SealedShares) -> secagg_pb2.SealedShares:
     """To the wire."""
-    return secagg_pb2.SealedShares(shares=[_sealed_to_proto(share) for share in value.shares])
+    return secagg_pb2.SealedShares(
+        shares=[_sealed_to_proto(share) for share in value.shares], own_commitments=value.own_commitments
+    )
 
 
 def sealed_shares_from_proto(message: secagg_pb2.SealedShares) -> messages.SealedShares:
@@ -109,7 +112,10 @@ def sealed_shares_from_proto(message: secagg_pb2.SealedShares) -> messages.Seale
     shares = _sealed_from_proto(message.shares)
     if len({share.sender for share in shares}) > 1:
         raise RemoteProtocolError("sealed shares have more than one sender", expected="the sending site")
-    return messages.SealedShares(shares)
+    # With a sparse graph a site keeps no share of its own.
+    if message.own_commitments:
+        check_size("the commitments of a site", message.own_commitments, PAIR_BYTES, PAIR_BYTES)
+    return messages.SealedShares(shares, message.own_commitments)
 
 
 def relayed_shares_to_proto(value: messages.RelayedShares) -> secagg_pb2.RelayedShares:
@@ -131,16 +137,27 @@ def relayed_shares_from_proto(message: secagg_pb2.RelayedShares) -> messages.Rel
 
 def survivors_to_proto(value: messages.SurvivorSet) -> secagg_pb2.SurvivorSet:
     """To the wire."""
-    return secagg_pb2.SurvivorSet(survivors=value.survivors)
+    return secagg_pb2.SurvivorSet(survivors=value.survivors, uploads_root=value.uploads_root)
 
 
 def survivors_from_proto(message: secagg_pb2.SurvivorSet) -> messages.SurvivorSet:
     """From the wire.
 
     Raises:
-        RemoteProtocolError: the indices are not distinct, ascending and in range.
+        RemoteProtocolError: the indices are not distinct, ascending and in range, or the root is no digest.
     """
-    return messages.SurvivorSet(indices_from_proto(message.survivors))
+    root = digest_from_proto("the root of the uploads", message.uploads_root)
+    return messages.SurvivorSet(indices_from_proto(message.survivors), root)
+
+
+def inclusion_path_from_proto(message: secagg_pb2.SurvivorSet) -> tuple[bytes, ...]:
+    """The path that comes with the survivors, from the wire.
+
+    Raises:
+        RemoteProtocolError: it is longer than that of the largest cohort, or an element is no digest.
+    """
+    check_size("an inclusion path", message.inclusion_path, 0, MAX_COHORT.bit_length())
+    return tuple(digest_from_proto("an element of an inclusion path", element) for element in message.inclusion_path)
 
 
 def signature_to_proto(value: messages.SurvivorSignature) -> secagg_pb2.SurvivorSignature:
@@ -181,6 +198,7 @@ def revealed_to_proto(value: messages.RevealedShares) -> secagg_pb2.RevealedShar
         index=value.index,
         self_seed_shares=[_share_to_proto(share) for share in value.self_seed_shares],
         mask_key_shares=[_share_to_proto(share) for share in value.mask_key_shares],
+        complaints=value.complaints,
     )
 
 
@@ -191,15 +209,16 @@ def revealed_from_proto(message: secagg_pb2.RevealedShares) -> messages.Revealed
         BadShares: a share has the wrong length.
         RemoteProtocolError: an owner is out of range or stands twice, in one list or in both.
     """
-    shared = [*message.self_seed_shares, *message.mask_key_shares]
-    check_size("a list of revealed shares", shared, 0, MAX_COHORT)
-    owners = {index_from_proto(share.owner) for share in shared}
-    if len(owners) != len(shared):
+    named = [share.owner for shares in (message.self_seed_shares, message.mask_key_shares) for share in shares]
+    named += message.complaints
+    check_size("a list of revealed shares", named, 0, MAX_COHORT)
+    if len({index_from_proto(owner) for owner in named}) != len(named):
         raise RemoteProtocolError("a site has two shares of one owner in its reveal", expected="one kind of share each")
     return messages.RevealedShares(
         index_from_proto(message.index),
         tuple(_share_from_proto(share) for share in message.self_seed_shares),
         tuple(_share_from_proto(share) for share in message.mask_key_shares),
+        indices_from_proto(message.complaints),
     )
 
 
@@ -221,19 +240,22 @@ def _check_signature(what: str, signature: bytes) -> None:
 
 
 def _sealed_to_proto(value: messages.SealedShare) -> secagg_pb2.SealedShare:
-    return secagg_pb2.SealedShare(sender=value.sender, recipient=value.recipient, ciphertext=value.ciphertext)
+    return secagg_pb2.SealedShare(
+        sender=value.sender, recipient=value.recipient, ciphertext=value.ciphertext, commitments=value.commitments
+    )
 
 
 def _sealed_from_proto(shares: Iterable[secagg_pb2.SealedShare]) -> tuple[messages.SealedShare, ...]:
     checked: dict[tuple[int, int], messages.SealedShare] = {}
     for share in shares:
         check_size("the ciphertext of a sealed share", share.ciphertext, SEALED_SHARE_BYTES, SEALED_SHARE_BYTES)
+        check_size("the commitments of a sealed share", share.commitments, PAIR_BYTES, PAIR_BYTES)
         pair = index_from_proto(share.sender), index_from_proto(share.recipient)
         if pair in checked:
             raise RemoteProtocolError("a sealed share comes twice", got=f"from {pair[0]} to {pair[1]}")
         if len(checked) >= MAX_COHORT:
             raise RemoteProtocolError("there are too many sealed shares", expected=f"up to {MAX_COHORT}")
-        checked[pair] = messages.SealedShare(*pair, share.ciphertext)
+        checked[pair] = messages.SealedShare(*pair, share.ciphertext, share.commitments)
     return tuple(checked.values())
 
 

@@ -51,11 +51,13 @@ class UploadIntake:
             StaleMessage: made from another version of the model.
             CodecError: the update is impossible on its face.
             SessionFrozen: the survivors are frozen.
-            RemoteProtocolError: the site uploaded something else before.
+            RemoteProtocolError: the site uploaded something else before, or may not upload.
+            Overloaded: it is not known yet who may upload.
             PeerLost: the site went silent.
         """
         index = header.index
         session.check_may_upload(index)
+        await session.until_admitted(index, self._stall_timeout_s)
         received = _Tally()
         try:
             return await self._receive_upload(session, header, requests, received)

@@ -8,6 +8,7 @@ import structlog
 
 from fl_core.codec.packing import pack_blocks, packed_bytes
 from fl_core.rounds.report import AggregateInfo
+from fl_core.secagg.transcript import Body, Part, sign_part
 from fl_core.transport.channel import open_channel
 from fl_core.transport.identity import Role
 from fl_core.transport.peer import send_stream
@@ -15,7 +16,7 @@ from fl_core.transport.preflight import check_service
 from fl_core.transport.retry import retry
 from fl_core.transport.tls import Credentials
 from fl_core.wire.chunks import ChunkWriter
-from fl_core.wire.convert import aggregate_to_proto
+from fl_core.wire.convert import aggregate_to_proto, part_to_proto
 from fl_core.wire.v1 import coordinator_pb2, coordinator_pb2_grpc
 from services.aggregator.sums import ReleasedSum
 from services.runtime.offload import offload
@@ -54,12 +55,13 @@ class AggregateReporter:
         sha256 = await offload(packed_sha256, released)
         info = AggregateInfo(released.plan.session_id, released.survivors, released.total_weight, sha256)
         credentials = self._credentials()
+        part = sign_part("released", _released_body(released, info), credentials.signer())
 
         async def send() -> None:
             await check_service(self._address, credentials, Role.COORDINATOR, pinned_id=coordinator_id)
             async with open_channel(self._address, credentials, Role.COORDINATOR, coordinator_id) as channel:
                 stub = cast("CoordinatorServiceAsyncStub", coordinator_pb2_grpc.CoordinatorServiceStub(channel))
-                await send_stream(stub.ReportAggregate, _requests(released, info), timeout_s=self._timeout_s)
+                await send_stream(stub.ReportAggregate, _requests(released, info, part), timeout_s=self._timeout_s)
 
         await retry(send, deadline_s=self._timeout_s)
         log.info("aggregate_reported", survivors=len(released.survivors), total_weight=released.total_weight)
@@ -73,8 +75,17 @@ def packed_sha256(released: ReleasedSum) -> bytes:
     return digest.digest()
 
 
+def _released_body(released: ReleasedSum, info: AggregateInfo) -> Body:
+    return {
+        "session": released.plan.binding.hex(),
+        "survivors": list(info.survivors),
+        "total_weight": info.total_weight,
+        "aggregate_sha256": info.sha256.hex(),
+    }
+
+
 async def _requests(
-    released: ReleasedSum, info: AggregateInfo
+    released: ReleasedSum, info: AggregateInfo, part: Part
 ) -> AsyncIterator[coordinator_pb2.ReportAggregateRequest]:
     plan = released.plan
     ring_bits = plan.codec.ring_bits
@@ -84,7 +95,9 @@ async def _requests(
         chunk_bytes=plan.chunk_bytes,
         total_bytes=packed_bytes(plan.length, ring_bits),
     )
-    header = coordinator_pb2.AggregateHeader(info=aggregate_to_proto(info), stream=writer.header)
+    header = coordinator_pb2.AggregateHeader(
+        info=aggregate_to_proto(info), stream=writer.header, part=part_to_proto(part)
+    )
     yield coordinator_pb2.ReportAggregateRequest(header=header)
     for chunk in writer.chunks():
         yield coordinator_pb2.ReportAggregateRequest(chunk=chunk)

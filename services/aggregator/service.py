@@ -9,11 +9,13 @@ import structlog
 import fl_core
 from fl_core.errors import Overloaded, RemoteProtocolError
 from fl_core.rounds.plan import Aggregation, RoundPlan
+from fl_core.secagg.transcript import frozen_body, sign_part
 from fl_core.transport.identity import Identity, Role
 from fl_core.transport.tls import LiveCredentials
 from fl_core.wire.convert import (
     dropout_reason_to_proto,
     indices_from_proto,
+    part_to_proto,
     plan_from_proto,
     session_id_from_proto,
 )
@@ -37,6 +39,7 @@ ROLES = role_table(
         "GetUpload": {Role.SITE},
         "OpenAggregation": {Role.COORDINATOR},
         "WatchAggregation": {Role.COORDINATOR},
+        "AdmitUploads": {Role.COORDINATOR},
         "FreezeSurvivors": {Role.COORDINATOR},
         "SubmitMask": {Role.KEYSERVER},
         "AbandonAggregation": {Role.COORDINATOR},
@@ -117,6 +120,14 @@ class AggregatorService(aggregator_pb2_grpc.AggregatorServiceServicer):
             async for upload in session.uploads.follow():
                 yield aggregator_pb2.WatchAggregationResponse(upload=_record(upload))
 
+    async def AdmitUploads(  # noqa: N802
+        self, request: aggregator_pb2.AdmitUploadsRequest, context: Context
+    ) -> aggregator_pb2.AdmitUploadsResponse:
+        """Coordinator: the exchange of keys is over; only these sites may upload."""
+        session = self._sessions.owned(session_id_from_proto(request.session_id), caller(context))
+        session.admit(indices_from_proto(request.eligible, len(session.plan.roster)))
+        return aggregator_pb2.AdmitUploadsResponse()
+
     async def FreezeSurvivors(  # noqa: N802
         self, request: aggregator_pb2.FreezeSurvivorsRequest, context: Context
     ) -> aggregator_pb2.FreezeSurvivorsResponse:
@@ -128,7 +139,8 @@ class AggregatorService(aggregator_pb2_grpc.AggregatorServiceServicer):
         log.info("survivors_frozen", survivors=len(survivors))
         if session.plan.aggregation is Aggregation.PLAIN:
             await self._report(session)
-        return aggregator_pb2.FreezeSurvivorsResponse(survivors=survivors)
+        part = sign_part("frozen", frozen_body(session.upload_tree()), self._credentials.current.signer())
+        return aggregator_pb2.FreezeSurvivorsResponse(survivors=survivors, part=part_to_proto(part))
 
     async def SubmitMask(  # noqa: N802
         self, request_iterator: AsyncIterator[aggregator_pb2.SubmitMaskRequest], context: Context

@@ -7,9 +7,10 @@ from enum import StrEnum
 from typing import Any
 
 from fl_core.crypto.mask_prg import RingVector, lane_dtype
-from fl_core.errors import BadAggregate, RemoteProtocolError, SessionFrozen, TacitError
+from fl_core.errors import BadAggregate, Overloaded, RemoteProtocolError, SessionFrozen, TacitError
 from fl_core.rounds.machine import DropoutReason
 from fl_core.rounds.plan import Aggregation, RoundPlan
+from fl_core.secagg.inclusion import UploadTree
 from services.aggregator.sums import ReleasedSum, RunningSum, open_sum
 from services.runtime.events import EventLog
 from services.runtime.offload import offload
@@ -70,6 +71,10 @@ class AggregationSession:
         self._final: dict[int, Upload] = {}
         self._broken: dict[int, int] = {}
         self._eligible: frozenset[int] = frozenset()
+        # In a plain session there is no exchange of keys to wait for.
+        everybody = frozenset(range(len(plan.roster)))
+        self._admitted: frozenset[int] | None = everybody if plan.aggregation is Aggregation.PLAIN else None
+        self._admission = asyncio.Event()
         self._survivors: tuple[int, ...] = ()
         self._mask_sha256 = b""
         self._ended: TacitError | None = None
@@ -83,6 +88,10 @@ class AggregationSession:
     def survivors(self) -> tuple[int, ...]:
         """U3, once it is frozen."""
         return self._survivors
+
+    def upload_tree(self) -> UploadTree:
+        """The digests of the uploads that are summed, once the survivors are frozen."""
+        return UploadTree(self.plan.binding, {index: self._final[index].sha256 for index in self._survivors})
 
     @property
     def sum_bytes(self) -> int:
@@ -119,6 +128,52 @@ class AggregationSession:
                 got=f"one in phase {self._phase.value}",
                 fix="wait for the next attempt",
             )
+
+    def admit(self, eligible: Iterable[int]) -> None:
+        """Take uploads of these sites only: U2. Saying so again changes nothing.
+
+        Raises:
+            SessionFrozen: others were admitted before.
+            RemoteProtocolError: a site is not in the roster.
+        """
+        admitted = frozenset(eligible)
+        self._check_eligible(admitted)
+        if self._ended is not None:
+            raise self._ended
+        if self._admitted is None:
+            self._running_sum().admit(admitted)
+            self._admitted = admitted
+            self._admission.set()
+        elif self._admitted != admitted:
+            raise SessionFrozen("other sites were admitted before", expected=f"the same {len(self._admitted)} sites")
+
+    async def until_admitted(self, index: int, timeout_s: float) -> None:
+        """Wait until it is known who may upload, and refuse a site that may not: for good, before a byte of it is read.
+
+        Raises:
+            RemoteProtocolError: the site did not finish the exchange of keys.
+            Overloaded: it is not known yet; the site may try again.
+            TacitError: the session was ended.
+        """
+        if self._admitted is None:
+            await self._await_admission(timeout_s)
+        if self._ended is not None:
+            raise self._ended
+        if self._admitted is not None and index not in self._admitted:
+            error = RemoteProtocolError(
+                f"site {index} did not finish the exchange of keys",
+                expected="an upload of a site of U2",
+                fix="wait for the next attempt",
+            )
+            self.refuse(index, DropoutReason.PROTOCOL_VIOLATION, error, 0)
+            raise error
+
+    async def _await_admission(self, timeout_s: float) -> None:
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._admission.wait()
+        except TimeoutError as error:
+            raise Overloaded("the exchange of keys is not over yet", fix="send the update again later") from error
 
     def check_may_upload(self, index: int) -> None:
         """Check that a site may begin an upload.
@@ -229,6 +284,7 @@ class AggregationSession:
         """Drop everything; `error` is raised to everybody who still asks."""
         self._ended = error
         self._phase = Phase.ENDED
+        self._admission.set()
         self._sum = None
         self.released = None
         self.uploads.fail(error)

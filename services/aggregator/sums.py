@@ -56,6 +56,13 @@ class ReleasedSum:
 class RunningSum(Protocol):
     """What a session adds uploads to."""
 
+    def admit(self, eligible: Iterable[int]) -> None:
+        """Add uploads of these sites only.
+
+        Raises:
+            LocalProtocolError: others were admitted before.
+        """
+
     def add(self, index: int, vector: RingVector) -> None:
         """Add the upload of one site.
 
@@ -87,6 +94,10 @@ class MaskedSum:
         self._collecting = CollectingMaskedInputs(plan.session_context())
         self._awaiting: AwaitingMask | None = None
 
+    def admit(self, eligible: Iterable[int]) -> None:
+        """See `RunningSum`."""
+        self._collecting.admit(eligible)
+
     def add(self, index: int, vector: RingVector) -> None:
         """Add one masked upload."""
         self._collecting.add(MaskedInput(index, vector))
@@ -110,6 +121,9 @@ class PlainSum:
         self._plan = plan
         self._total: RingVector = np.zeros(plan.length, lane_dtype(plan.codec.ring_bits))
         self._added: set[int] = set()
+
+    def admit(self, eligible: Iterable[int]) -> None:
+        """See `RunningSum`. The whole roster may be in a plain sum."""
 
     def add(self, index: int, vector: RingVector) -> None:
         """Check and add one upload."""

@@ -12,6 +12,7 @@ from fl_core.transport.identity import Identity
 from fl_core.wire.chunks import ChunkReader
 from fl_core.wire.convert import aggregate_from_proto
 from fl_core.wire.v1 import coordinator_pb2 as pb
+from fl_core.wire.v1 import round_pb2
 from services.runtime.membership import check_service
 from services.runtime.staging import StagedStream, StagingArea
 from services.runtime.streams import expect_message, next_message
@@ -27,6 +28,7 @@ class Aggregate:
 
     info: AggregateInfo
     packed: StagedStream = field(repr=False)
+    part: round_pb2.SignedPart = field(repr=False)
 
 
 class Arrival:
@@ -121,7 +123,7 @@ class AggregateInbox:
         except BadAggregate as error:
             arrival.error = error
             raise
-        arrival.aggregate = Aggregate(info, packed)
+        arrival.aggregate = Aggregate(info, packed, header.part)
 
 
 def _check_same(kept: AggregateInfo, info: AggregateInfo) -> None:

@@ -10,7 +10,7 @@ import structlog
 
 from fl_core.codec.tensors import TensorManifest
 from fl_core.errors import RemoteProtocolError, StorageError, TacitError, UnknownSession
-from fl_core.rounds.cohort import choose_cohort
+from fl_core.rounds.cohort import choose_cohort, fill_up
 from fl_core.rounds.job import JobSpec
 from fl_core.rounds.machine import (
     AbandonReason,
@@ -33,14 +33,16 @@ from fl_core.wire.convert import (
     plan_to_proto,
     round_state_to_proto,
 )
-from fl_core.wire.v1 import aggregator_pb2, keyserver_pb2
+from fl_core.wire.v1 import aggregator_pb2, keyserver_pb2, round_pb2
 from fl_core.wire.v1 import coordinator_pb2 as pb
 from services.coordinator.aggregates import Aggregate, Arrival
 from services.coordinator.applying import make_next_version
 from services.coordinator.failures import AttemptFailed, reason_of, run_beside, until_cancelled
 from services.coordinator.journal import AttemptJournal
+from services.coordinator.measures import QUARANTINES_SUSPENDED
 from services.coordinator.records import ModelRecord, SiteBytes
 from services.coordinator.resources import Resources
+from services.coordinator.transcripts import AttemptTranscript
 
 log = structlog.get_logger(__name__)
 
@@ -79,6 +81,9 @@ class Attempt:
         self._cancelled = cancelled
         self.journal = journal
         self.plan: RoundPlan | None = None
+        self.transcript: AttemptTranscript | None = None
+        self._committed: ModelRecord | None = None
+        self._aggregate_sha256 = b""
         self._departures: asyncio.Queue[tuple[ClientId, DropoutReason]] = asyncio.Queue()
         self._departed: dict[ClientId, str] = {}
         self._room = ExitStack()
@@ -112,6 +117,7 @@ class Attempt:
         except Exception:
             log.exception("attempt_failed")
             await self._abandon(AbandonReason.SERVICE_LOST, "a fault of the coordinator; its log has the details")
+        await self._close_transcript()
         self._announce_end()
         return self.journal.record
 
@@ -139,11 +145,13 @@ class Attempt:
             self._with.models, self._spec, plan, self._base, aggregate, self._with.clock()
         )
         await self.journal.commit(model, total_weight, aggregate.info.sha256)
+        self._committed, self._aggregate_sha256 = model, aggregate.info.sha256
         log.info("round_committed", survivors=len(aggregate.info.survivors), model_version=model.version)
 
     async def _gather(self) -> Aggregate:
         plan = self.plan = await self._recruit()
         await self.journal.invite(plan)
+        self.transcript = await self._with.transcripts.begin(plan)
         structlog.contextvars.bind_contextvars(session_id=plan.session_id.hex())
         lost = self._with.presence.losses(lambda client_id: self.leave(client_id, DropoutReason.DISCONNECTED))
         with self._with.inbox.expect(plan, self._room) as arrival, lost:
@@ -155,9 +163,17 @@ class Attempt:
             return await run_beside(self._sum_plain(plan, arrival), *watchers)
 
     async def _recruit(self) -> RoundPlan:
-        await self._await_sites()
+        since_round = self.journal.key.round_id - self._spec.quarantine_rounds
+        quarantined = await self._with.rounds.blamed(self.journal.key.job_id, since_round)
+        if quarantined:
+            log.info("sites_quarantined", sites=sorted(quarantined))
+        await self._await_sites(quarantined)
         connected = {site.client_id: site for site in self._with.presence.connected()}
-        cohort = choose_cohort(connected, self._spec.cohort, os.urandom)
+        candidates, recalled = fill_up(connected, quarantined, self._spec.cohort)
+        if recalled:
+            QUARANTINES_SUSPENDED.inc(len(recalled))
+            log.warning("quarantine_gave_way", sites=recalled, cohort_min=self._spec.cohort.min)
+        cohort = choose_cohort(candidates, self._spec.cohort, os.urandom)
         is_secure = self._spec.aggregation is Aggregation.SECAGG
         key = self.journal.key
         return build_plan(
@@ -174,10 +190,11 @@ class Attempt:
             graph_commitment=self._beacon.commitment if is_secure else None,
         )
 
-    async def _await_sites(self) -> None:
+    async def _await_sites(self, quarantined: Sequence[ClientId]) -> None:
         bounds, cohort = self._spec.phases.recruiting, self._spec.cohort
         while True:
-            here = min(len(self._with.presence.connected()), cohort.max)
+            connected = [site.client_id for site in self._with.presence.connected()]
+            here = min(len(fill_up(connected, quarantined, cohort)[0]), cohort.max)
             match quorum(here, cohort.max, cohort.min, self.journal.elapsed_s, bounds):
                 case Quorum.CLOSE:
                     return
@@ -205,18 +222,21 @@ class Attempt:
 
     async def _sum_masked(self, plan: RoundPlan, arrival: Arrival) -> Aggregate:
         eligible = await self._close_exchange(plan)
-        survivors = await self._collect_uploads(plan, eligible)
+        await self._with.aggregator.admit(plan, eligible)
+        survivors, frozen = await self._collect_uploads(plan, eligible)
         arrival.survivors = survivors
         await self.journal.freeze(self._names(survivors))
-        await self._unmask(plan, survivors, arrival)
+        await self._unmask(plan, survivors, frozen, arrival)
         aggregate = arrival.take()
+        self._record_part("released", aggregate.part)
         await self.journal.receive(self._names(aggregate.info.survivors))
         return aggregate
 
     async def _sum_plain(self, plan: RoundPlan, arrival: Arrival) -> Aggregate:
-        survivors = await self._collect_uploads(plan, range(len(plan.roster)))
+        survivors, _ = await self._collect_uploads(plan, range(len(plan.roster)))
         arrival.survivors = survivors
         aggregate = arrival.take()
+        self._record_part("released", aggregate.part)
         arrival.check(aggregate.info)
         await self.journal.receive(self._names(survivors))
         return aggregate
@@ -233,6 +253,7 @@ class Attempt:
         size = len(plan.roster)
         advertised, shared = indices_from_proto(closed.advertised, size), indices_from_proto(closed.shared, size)
         self._count_key_bytes(closed.bytes_up, closed.bytes_down)
+        self._record_part("exchanged", closed.part)
         for index in sorted(set(range(size)) - set(shared)):
             silent = DropoutReason.SHARE_TIMEOUT if index in advertised else DropoutReason.ADVERTISE_TIMEOUT
             await self._drop(index, silent)
@@ -243,16 +264,19 @@ class Attempt:
         await self.journal.close_exchange(self._names(shared))
         return shared
 
-    async def _collect_uploads(self, plan: RoundPlan, eligible: Iterable[int]) -> tuple[int, ...]:
+    async def _collect_uploads(
+        self, plan: RoundPlan, eligible: Iterable[int]
+    ) -> tuple[tuple[int, ...], round_pb2.SignedPart]:
         expected = frozenset(eligible)
         await self._await_uploads(plan, expected)
-        survivors = await self._with.aggregator.freeze(plan, sorted(expected))
+        survivors, frozen = await self._with.aggregator.freeze(plan, sorted(expected))
         if not set(survivors) <= expected or len(survivors) < plan.min_survivors:
             raise AttemptFailed(AbandonReason.BAD_AGGREGATE, "the aggregator froze impossible survivors")
         await self._await_last_records()
         for index in sorted(expected - set(survivors)):
             await self._drop(index, DropoutReason.UPLOAD_TIMEOUT)
-        return survivors
+        self._record_part("frozen", frozen)
+        return survivors, frozen
 
     async def _await_uploads(self, plan: RoundPlan, expected: frozenset[int]) -> None:
         bounds, needed = plan.schedule.uploading, plan.min_survivors
@@ -281,9 +305,15 @@ class Attempt:
         except TimeoutError:
             return
 
-    async def _unmask(self, plan: RoundPlan, survivors: Sequence[int], arrival: Arrival) -> None:
+    def _record_part(self, kind: str, part: round_pb2.SignedPart) -> None:
+        if self.transcript is not None:
+            self.transcript.take(kind, part)
+
+    async def _unmask(
+        self, plan: RoundPlan, survivors: Sequence[int], frozen: round_pb2.SignedPart, arrival: Arrival
+    ) -> None:
         try:
-            response = await self._with.keyserver.unmask(plan, survivors)
+            response = await self._with.keyserver.unmask(plan, survivors, frozen)
         except TacitError as error:
             if arrival.aggregate is None:
                 raise
@@ -292,6 +322,7 @@ class Attempt:
             return
         self._count_key_bytes(response.bytes_up, response.bytes_down)
         await self._take_dropouts(response.dropouts)
+        self._record_part("unmasked", response.part)
         failure = abandon_reason_from_proto(response.failure)
         if failure is not None:
             raise AttemptFailed(failure, response.detail)
@@ -377,6 +408,17 @@ class Attempt:
         log.warning("attempt_abandoned", reason=reason.value, detail=detail)
         if self.plan is not None:
             await abandon_sessions(self._with, [self.plan.session_id])
+
+    async def _close_transcript(self) -> None:
+        if self.transcript is None:
+            return
+        try:
+            await self._with.transcripts.close(
+                self.transcript, self.journal.key, self.journal.record, self._committed, self._aggregate_sha256
+            )
+        except StorageError as error:
+            # What was committed stays committed; the gap shows in the chain of the transcripts.
+            log.error("transcript_not_stored", error=str(error))
 
     def _announce_end(self) -> None:
         record = self.journal.record

@@ -19,6 +19,7 @@ from services.coordinator.attempt import Attempt, abandon_sessions
 from services.coordinator.evaluation import EvaluationResult
 from services.coordinator.failures import AttemptFailed, run_beside, until_cancelled
 from services.coordinator.journal import AttemptJournal
+from services.coordinator.measures import count_ending
 from services.coordinator.records import JobRecord, JobStatus
 from services.coordinator.resources import Resources
 from services.runtime.events import Notice
@@ -175,6 +176,7 @@ class Driver:
                 record = await attempt.run()
             finally:
                 run.attempt = None
+            count_ending(record)
             measured = await self._evaluate(spec, record, run)
             await self._with.rounds.close(
                 journal.key, attempt.site_bytes(), measured.means, measured.sites, self._with.clock()

@@ -101,8 +101,8 @@ class AttemptJournal:
         )
 
     async def drop(self, client_id: ClientId, reason: DropoutReason) -> bool:
-        """A site left, was lost or was refused; says whether that is news. The first reason stands."""
-        if client_id in self.record.lost or self.state.is_final:
+        """A site left, was lost, refused or blamed; says whether that is news (see `RoundRecord.is_news`)."""
+        if self.state.is_final or not self.record.is_news(client_id, reason):
             return False
         index = self.record.invited.index(client_id)
         await self._take(

@@ -17,7 +17,7 @@ from fl_core.transport.retry import Backoff, retry
 from fl_core.transport.tls import Credentials
 from fl_core.wire.checks import indices_from_proto
 from fl_core.wire.convert import beacon_to_proto, plan_to_proto
-from fl_core.wire.v1 import aggregator_pb2, aggregator_pb2_grpc, keyserver_pb2, keyserver_pb2_grpc
+from fl_core.wire.v1 import aggregator_pb2, aggregator_pb2_grpc, keyserver_pb2, keyserver_pb2_grpc, round_pb2
 
 CALL_TIMEOUT_S = 10.0
 ABANDON_TIMEOUT_S = 2.0
@@ -136,11 +136,19 @@ class AggregatorPeer(ServicePeer):
         async for event in self.follow("WatchAggregation", request):
             yield event.upload
 
-    async def freeze(self, plan: RoundPlan, eligible: Sequence[int]) -> tuple[int, ...]:
-        """Take no more uploads; gives U3. In a plain session the sum was reported when this returns."""
+    async def admit(self, plan: RoundPlan, eligible: Sequence[int]) -> None:
+        """Let these sites upload, and no others."""
+        request = aggregator_pb2.AdmitUploadsRequest(session_id=plan.session_id, eligible=eligible)
+        await self.call("AdmitUploads", request)
+
+    async def freeze(self, plan: RoundPlan, eligible: Sequence[int]) -> tuple[tuple[int, ...], round_pb2.SignedPart]:
+        """Take no more uploads; gives U3 and what the aggregator states about their uploads.
+
+        In a plain session the sum was reported when this returns.
+        """
         request = aggregator_pb2.FreezeSurvivorsRequest(session_id=plan.session_id, eligible=eligible)
         response = await self.call("FreezeSurvivors", request, timeout_s=RELEASE_TIMEOUT_S)
-        return indices_from_proto(response.survivors, len(plan.roster))
+        return indices_from_proto(response.survivors, len(plan.roster)), response.part
 
     async def abandon(self, session_id: bytes) -> None:
         """Forget a session."""
@@ -174,11 +182,13 @@ class KeyServerPeer(ServicePeer):
         """Do not wait for these sites any more."""
         await self.call("MarkLost", keyserver_pb2.MarkLostRequest(session_id=plan.session_id, indices=indices))
 
-    async def unmask(self, plan: RoundPlan, survivors: Sequence[int]) -> keyserver_pb2.UnmaskResponse:
+    async def unmask(
+        self, plan: RoundPlan, survivors: Sequence[int], frozen: round_pb2.SignedPart
+    ) -> keyserver_pb2.UnmaskResponse:
         """Run rounds 3 and 4; when this returns without a failure, the sum was reported."""
         schedule = plan.schedule
         timeout_s = schedule.signing.max_seconds + schedule.revealing.max_seconds + RELEASE_TIMEOUT_S
-        request = keyserver_pb2.UnmaskRequest(session_id=plan.session_id, survivors=survivors)
+        request = keyserver_pb2.UnmaskRequest(session_id=plan.session_id, survivors=survivors, frozen=frozen)
         response: keyserver_pb2.UnmaskResponse = await self.call("Unmask", request, timeout_s=timeout_s)
         return response
 

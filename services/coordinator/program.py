@@ -20,11 +20,12 @@ from services.coordinator.job_store import JobStore
 from services.coordinator.models import ModelStore
 from services.coordinator.peers import AggregatorPeer, KeyServerPeer
 from services.coordinator.presence import Presence
-from services.coordinator.resources import Resources
+from services.coordinator.resources import Resources, steady_clock
 from services.coordinator.round_store import RoundStore
 from services.coordinator.service import ROLES, CoordinatorService
 from services.coordinator.settings import CoordinatorSettings
 from services.coordinator.traffic import Traffic
+from services.coordinator.transcripts import TranscriptStore
 from services.runtime.blobs import BlobStore
 from services.runtime.database import open_database
 from services.runtime.server import run_program, running_server, serve
@@ -74,16 +75,19 @@ async def open_resources(settings: CoordinatorSettings) -> AsyncIterator[Resourc
     await upgrade_database(settings.database)
     database = open_database(settings.database)
     presence, traffic = Presence(settings.presence_grace_s, settings.heartbeat_s), Traffic()
+    blobs, clock = BlobStore(settings.blobs), steady_clock()
     patience_s = settings.service_patience_s
     resources = Resources(
         jobs=JobStore(database),
         rounds=RoundStore(database),
-        models=ModelStore(BlobStore(settings.blobs)),
+        models=ModelStore(blobs),
+        transcripts=TranscriptStore(blobs, lambda: credentials.current, clock),
         presence=presence,
         aggregator=AggregatorPeer(settings.aggregator, lambda: credentials.current, patience_s),
         keyserver=KeyServerPeer(settings.keyserver, lambda: credentials.current, patience_s),
         evaluations=EvaluationDesk(presence, traffic),
         traffic=traffic,
+        clock=clock,
         inbox=AggregateInbox(StagingArea(settings.state_dir / "spool", settings.memory_budget_bytes)),
     )
     try:

@@ -12,6 +12,7 @@ from services.coordinator.peers import AggregatorPeer, KeyServerPeer
 from services.coordinator.presence import Presence
 from services.coordinator.round_store import RoundStore
 from services.coordinator.traffic import Traffic
+from services.coordinator.transcripts import TranscriptStore
 
 
 def steady_clock() -> Clock:
@@ -27,6 +28,7 @@ class Resources:
     jobs: JobStore
     rounds: RoundStore
     models: ModelStore
+    transcripts: TranscriptStore
     presence: Presence
     aggregator: AggregatorPeer
     keyserver: KeyServerPeer

@@ -26,6 +26,7 @@ from services.coordinator.tables import (
 )
 from services.runtime.database import Database, undivided
 
+_BLAME = [reason.value for reason in DropoutReason if reason.is_blame]
 _FINAL = [RoundState.COMMITTED.value, RoundState.ABANDONED.value]
 
 
@@ -110,15 +111,41 @@ class RoundStore:
 
     @undivided
     async def record_dropout(self, key: AttemptKey, index: int, reason: DropoutReason, phase: RoundState) -> None:
-        """Keep why a site dropped out and when; the first reason stands."""
+        """Keep why a site dropped out and when; the first reason stands, unless it is no blame and this one is."""
+        replaceable: ColumnElement[bool] = ParticipantRow.dropout_reason.is_(None)
+        if reason.is_blame:
+            replaceable |= ParticipantRow.dropout_reason.not_in(_BLAME)
         change = (
             update(ParticipantRow)
             .where(*_is(ParticipantRow, key), ParticipantRow.position == index)
-            .where(ParticipantRow.dropout_reason.is_(None))
+            .where(replaceable)
             .values(dropout_reason=reason.value, dropout_phase=phase.value)
         )
         async with self._database.transaction() as session:
             await session.execute(change)
+
+    @undivided
+    async def last_attempt(self, job_id: str, round_id: int) -> int:
+        """The number of the last attempt at a round; 0 when there was none."""
+        query = select(func.max(AttemptRow.attempt)).where(AttemptRow.job_id == job_id, AttemptRow.round_id == round_id)
+        async with self._database.transaction() as session:
+            return await session.scalar(query) or 0
+
+    @undivided
+    async def blamed(self, job_id: JobId, since_round: int) -> tuple[ClientId, ...]:
+        """Sites that were caught lying in this round of a job or a later one; whose last lie is the oldest, first."""
+        query = (
+            select(ParticipantRow.client_id)
+            .where(
+                ParticipantRow.job_id == job_id,
+                ParticipantRow.round_id >= since_round,
+                ParticipantRow.dropout_reason.in_(_BLAME),
+            )
+            .order_by(ParticipantRow.round_id.desc(), ParticipantRow.attempt.desc(), ParticipantRow.client_id)
+        )
+        async with self._database.transaction() as session:
+            latest_first = dict.fromkeys(ClientId(name) for name in await session.scalars(query))
+        return tuple(reversed(latest_first))
 
     @undivided
     async def commit(

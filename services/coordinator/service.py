@@ -32,7 +32,7 @@ from fl_core.wire.v1 import coordinator_pb2_grpc, status_pb2, tensors_pb2
 from services.coordinator.driver import Driver, spec_of
 from services.coordinator.models import StoredModel
 from services.coordinator.presence import ConnectedSite
-from services.coordinator.records import FIRST_VERSION, JobRecord, ModelRecord
+from services.coordinator.records import FIRST_VERSION, AttemptKey, JobRecord, ModelRecord
 from services.coordinator.resources import Resources
 from services.coordinator.settings import CoordinatorSettings
 from services.runtime.identity import Context, caller, role_table
@@ -59,6 +59,7 @@ ROLES = role_table(
         "SubmitJob": {Role.OPERATOR},
         "WatchJob": {Role.OPERATOR},
         "CancelJob": {Role.OPERATOR},
+        "GetTranscript": {Role.OPERATOR},
         "ReportAggregate": {Role.AGGREGATOR},
     },
 )
@@ -222,6 +223,17 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServiceServicer):
         """Operator: end a job; what it committed stays."""
         await self._driver.cancel(request.job_id)
         return pb.CancelJobResponse()
+
+    async def GetTranscript(  # noqa: N802
+        self,
+        request: pb.GetTranscriptRequest,
+        context: Context,  # noqa: ARG002
+    ) -> pb.GetTranscriptResponse:
+        """Operator: the signed record of one ended attempt."""
+        job = await self._with.jobs.job(request.job_id)
+        attempt = request.attempt or await self._with.rounds.last_attempt(job.job_id, request.round_id)
+        transcript = await self._with.transcripts.read(AttemptKey(job.job_id, request.round_id, attempt))
+        return pb.GetTranscriptResponse(transcript=transcript)
 
     async def ReportAggregate(  # noqa: N802
         self, request_iterator: AsyncIterator[pb.ReportAggregateRequest], context: Context

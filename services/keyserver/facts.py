@@ -44,6 +44,8 @@ class Closed:
     shared: tuple[int, ...]
     bytes_up: dict[int, int]
     bytes_down: dict[int, int]
+    directory_digest: bytes
+    commitments_root: bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,10 @@ from time import monotonic
 import structlog
 
 import fl_core
-from fl_core.errors import PlanError
+from fl_core.errors import PlanError, RemoteProtocolError
 from fl_core.rounds.plan import Aggregation, RoundPlan
+from fl_core.secagg.inclusion import UploadTree
+from fl_core.secagg.transcript import BadTranscript, Body, sign_part, uploads_of
 from fl_core.transport.identity import Identity, Role, RosterTrust
 from fl_core.transport.tls import LiveCredentials
 from fl_core.wire.convert import (
@@ -18,6 +20,8 @@ from fl_core.wire.convert import (
     beacon_from_proto,
     dropout_reason_to_proto,
     indices_from_proto,
+    part_from_proto,
+    part_to_proto,
     plan_from_proto,
     proof_to_proto,
     revealed_from_proto,
@@ -26,7 +30,7 @@ from fl_core.wire.convert import (
     signature_from_proto,
     survivors_to_proto,
 )
-from fl_core.wire.v1 import keyserver_pb2, keyserver_pb2_grpc, status_pb2
+from fl_core.wire.v1 import keyserver_pb2, keyserver_pb2_grpc, round_pb2, status_pb2
 from services.keyserver.delivery import MaskDelivery
 from services.keyserver.facts import Closed, Dropped, ExchangeFact, Failed, Frozen, Unmasked
 from services.keyserver.journal import UnmaskJournal
@@ -117,7 +121,9 @@ class KeyServerService(keyserver_pb2_grpc.KeyServerServiceServicer):
             schedule = session.plan.schedule
             survivors = await session.survivors(index)
             session.traffic.up[index] += hello.ByteSize()
-            yield _counted(session, index, keyserver_pb2.RevealSharesResponse(survivors=survivors_to_proto(survivors)))
+            told = survivors_to_proto(survivors)
+            told.inclusion_path.extend(session.inclusion_path(index))
+            yield _counted(session, index, keyserver_pb2.RevealSharesResponse(survivors=told))
             first = await expect_message(requests, "signature", schedule.signing.max_seconds)
             session.traffic.up[index] += first.ByteSize()
             with session.judging(index):
@@ -155,7 +161,10 @@ class KeyServerService(keyserver_pb2_grpc.KeyServerServiceServicer):
         session = self._sessions.owned(session_id_from_proto(request.session_id), identity)
         with self._streams.hold((identity.name, session.plan.session_id)):
             async for fact in session.facts.follow():
-                yield _event(fact)
+                event = _event(fact)
+                if isinstance(fact, Closed):
+                    event.closed.part.CopyFrom(self._part("exchanged", _exchanged_body(session, fact)))
+                yield event
 
     async def RevealBeacon(  # noqa: N802
         self, request: keyserver_pb2.RevealBeaconRequest, context: Context
@@ -185,9 +194,10 @@ class KeyServerService(keyserver_pb2_grpc.KeyServerServiceServicer):
         session = self._sessions.owned(session_id, caller(context))
         _bind(session.plan)
         survivors = indices_from_proto(request.survivors, len(session.plan.roster))
+        uploads = _uploads(session.plan, survivors, request.frozen)
         try:
             outcome = await session.unmask(
-                survivors, self._journal.record, self._delivery.deliver, self._settings.mask_threads
+                uploads, self._journal.record, self._delivery.deliver, self._settings.mask_threads
             )
         finally:
             if session.is_over:
@@ -199,7 +209,9 @@ class KeyServerService(keyserver_pb2_grpc.KeyServerServiceServicer):
             revealed=len(outcome.revealed),
             failure=None if outcome.failure is None else outcome.failure.value,
         )
-        return _unmask_response(outcome)
+        response = _unmask_response(outcome)
+        response.part.CopyFrom(self._part("unmasked", _unmasked_body(session, uploads, outcome)))
+        return response
 
     async def AbandonExchange(  # noqa: N802
         self, request: keyserver_pb2.AbandonExchangeRequest, context: Context
@@ -224,6 +236,9 @@ class KeyServerService(keyserver_pb2_grpc.KeyServerServiceServicer):
             uptime_seconds=monotonic() - self._started,
             sessions=[_status(session) for session in self._sessions if request.job_id in ("", session.plan.job_id)],
         )
+
+    def _part(self, kind: str, body: Body) -> round_pb2.SignedPart:
+        return part_to_proto(sign_part(kind, body, self._credentials.current.signer()))
 
     def _join(self, hello: keyserver_pb2.SessionHello, identity: Identity) -> tuple[ExchangeSession, int]:
         session = self._sessions.get(session_id_from_proto(hello.session_id))
@@ -255,6 +270,50 @@ class KeyServerService(keyserver_pb2_grpc.KeyServerServiceServicer):
         await session.run_exchange()
         if session.is_over:
             self._sessions.finish(session.plan.session_id)
+
+
+def _uploads(plan: RoundPlan, survivors: tuple[int, ...], frozen: round_pb2.SignedPart) -> UploadTree:
+    if not frozen.kind:
+        raise RemoteProtocolError(
+            "the uploads are not stated by the aggregator of the plan",
+            expected="its signed part of kind 'frozen'",
+            got="no part",
+            fix="pass on what the aggregator answered to FreezeSurvivors",
+        )
+    try:
+        uploads = uploads_of(part_from_proto(frozen), plan.binding, plan.aggregator.certificate_sha256)
+    except BadTranscript as error:
+        raise RemoteProtocolError(error.what, expected=error.expected, got=error.got, fix=error.fix) from error
+    if uploads.survivors != survivors:
+        raise RemoteProtocolError(
+            "the aggregator stated the uploads of other survivors",
+            expected=f"{len(survivors)} sites",
+            got=f"{len(uploads.survivors)} sites",
+            fix="pass on what the aggregator answered to FreezeSurvivors",
+        )
+    return uploads
+
+
+def _exchanged_body(session: ExchangeSession, closed: Closed) -> Body:
+    return {
+        "session": session.plan.binding.hex(),
+        "directory": closed.directory_digest.hex(),
+        "commitments_root": closed.commitments_root.hex(),
+        "advertised": list(closed.advertised),
+        "shared": list(closed.shared),
+    }
+
+
+def _unmasked_body(session: ExchangeSession, uploads: UploadTree, outcome: Unmasked) -> Body:
+    return {
+        "session": session.plan.binding.hex(),
+        "survivors": list(uploads.survivors),
+        "uploads_root": uploads.root.hex(),
+        "signed": list(outcome.signed),
+        "revealed": list(outcome.revealed),
+        "dropouts": [[dropped.index, dropped.reason.value] for dropped in outcome.dropouts],
+        "failure": outcome.failure.value if outcome.failure else "",
+    }
 
 
 def _bind(plan: RoundPlan, **fields: object) -> None:

@@ -7,6 +7,7 @@ Sites come in by `advertise` ... `reveal`, each over streams that may break and 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
+from math import floor
 from typing import TypeVar
 
 import structlog
@@ -25,8 +26,10 @@ from fl_core.errors import (
 )
 from fl_core.rounds.machine import AbandonReason, DropoutReason
 from fl_core.rounds.plan import PhaseBounds, RoundPlan
+from fl_core.secagg.blame import Blame, FalseDealing
 from fl_core.secagg.context import RosterVerifier
 from fl_core.secagg.exchange import AwaitingBeacon, CollectingAdvertisements, CollectingSealedShares, Excerpts
+from fl_core.secagg.inclusion import UploadTree
 from fl_core.secagg.messages import (
     Beacon,
     ConsistencyProof,
@@ -81,6 +84,7 @@ class ExchangeSession:
         self._ended: TacitError | None = None
         self._lost: set[int] = set()
         self._refused: dict[int, TacitError] = {}
+        self._blamed: set[int] = set()
         self._dropouts: list[Dropped] = []
         self._advertising: CollectingAdvertisements | None = CollectingAdvertisements(plan.session_context(), verifier)
         self._frozen: AwaitingBeacon | None = None
@@ -93,6 +97,7 @@ class ExchangeSession:
         self._relayed: dict[int, keyserver_pb2.ExchangeKeysResponse] | None = None
         self._participants: frozenset[int] = frozenset()
         self._uploading: SharesRelayed | None = None
+        self._uploads: UploadTree | None = None
         self._signing: CollectingSignatures | None = None
         self._proof: ConsistencyProof | None = None
         self._revealing: CollectingReveals | None = None
@@ -233,7 +238,11 @@ class ExchangeSession:
                 expected="an upload before they were frozen",
                 fix="wait for the next attempt",
             )
-        return SurvivorSet(signing.survivors)
+        return SurvivorSet(signing.survivors, self._uploads_tree().root)
+
+    def inclusion_path(self, index: int) -> tuple[bytes, ...]:
+        """The proof that the upload of a survivor is among those that are summed."""
+        return self._uploads_tree().path(index)
 
     def sign(self, index: int, signature: SurvivorSignature) -> None:
         """Take a survivor's signature; the same again changes nothing.
@@ -271,7 +280,9 @@ class ExchangeSession:
         if self._phase is not Phase.REVEALING and index not in self._gathering.answered:
             raise _too_late("shares", index)
         revealing.receive(revealed)
-        if self._phase is Phase.REVEALING:
+        if revealing.is_blamed(index):
+            self._blame([index], DropoutReason.FALSE_REVEAL)
+        elif self._phase is Phase.REVEALING:
             self._gathering.answer(index)
 
     # The coordinator.
@@ -308,11 +319,11 @@ class ExchangeSession:
             self._beacon, self._excerpts, self._frozen = beacon, excerpts, None
             self._begin_sharing(sharing)
 
-    async def unmask(self, survivors: tuple[int, ...], record: Record, deliver: Deliver, threads: int) -> Unmasked:
+    async def unmask(self, uploads: UploadTree, record: Record, deliver: Deliver, threads: int) -> Unmasked:
         """Run rounds 3 and 4 for these survivors, and hand out the combined mask. Once.
 
         Args:
-            survivors: U3, ascending.
+            uploads: of U3, as the aggregator stated them.
             record: writes down, durably, that the session is unmasked; called before any site is asked.
             deliver: hands the mask to the aggregator.
             threads: that expand masks.
@@ -323,7 +334,8 @@ class ExchangeSession:
             NotEnough: they are fewer than the plan demands.
             StorageError: the record cannot be written; nothing was asked.
         """
-        signing = self._freeze(survivors)
+        survivors = uploads.survivors
+        signing = self._freeze(uploads)
         outcome = Unmasked()
         try:
             await record(self.plan, survivors)
@@ -384,12 +396,23 @@ class ExchangeSession:
         self._uploading, self._relayed = uploading, relayed
         self.traffic.down.update({index: message.ByteSize() for index, message in relayed.items()})
         members, participants = tuple(sorted(self._members)), tuple(sorted(self._participants))
-        self.facts.append(Closed(members, participants, dict(self.traffic.up), dict(self.traffic.down)))
+        closed = Closed(
+            members,
+            participants,
+            dict(self.traffic.up),
+            dict(self.traffic.down),
+            uploading.directory_digest,
+            uploading.commitments.root,
+        )
+        self.facts.append(closed)
         self.facts.close()
         self._notice.announce()
         log.info("exchange_closed", advertised=len(members), shared_by=len(participants))
 
-    def _freeze(self, survivors: tuple[int, ...]) -> CollectingSignatures:
+    def _uploads_tree(self) -> UploadTree:
+        return _present(self._uploads, "survivors")
+
+    def _freeze(self, uploads: UploadTree) -> CollectingSignatures:
         self._check_alive()
         if self._phase is not Phase.UPLOADING or self._uploading is None:
             raise SessionFrozen(
@@ -398,7 +421,8 @@ class ExchangeSession:
                 got=f"a request in phase {self._phase.value}",
                 fix="run the round again as the next attempt",
             )
-        signing = self._uploading.freeze(SurvivorSet(survivors))
+        signing = self._uploading.freeze(SurvivorSet(uploads.survivors, uploads.root))
+        self._uploads = uploads
         self._uploading = None
         self._phase = Phase.SIGNING
         return signing
@@ -423,6 +447,7 @@ class ExchangeSession:
         try:
             await self._gather(AbandonReason.TOO_FEW_REVEALS, DropoutReason.UNMASK_TIMEOUT, "sites revealed shares")
         finally:
+            self._judge_complaints(revealing.blame)
             outcome.revealed = tuple(sorted(self._gathering.answered))
         self._phase = Phase.EXPANDING
         seeds = await self._rebuild(revealing)
@@ -432,16 +457,12 @@ class ExchangeSession:
 
     async def _rebuild(self, revealing: CollectingReveals) -> RebuiltSeeds:
         try:
-            seeds = await offload(revealing.close)
+            return await offload(revealing.close)
         except NotEnough as error:
             raise _Failure(AbandonReason.TOO_FEW_REVEALS, error) from error
-        except TacitError as error:
+        except FalseDealing as error:
+            self._blame(error.dealers, DropoutReason.FALSE_DEALING)
             raise _Failure(AbandonReason.BAD_SHARES, error) from error
-        for index in seeds.false_holders:
-            # The site has its answer already: only all shares together show that its own are false.
-            log.warning("shares_false", index=index)
-            self._drop(index, DropoutReason.BAD_SHARES)
-        return seeds
 
     async def _expand(self, seeds: RebuiltSeeds, threads: int) -> RingVector:
         try:
@@ -488,6 +509,22 @@ class ExchangeSession:
         self._refused[index] = error
         self._drop(index, _dropout_reason(error))
         self._gathering.drop([index])
+
+    def _judge_complaints(self, blame: Blame) -> None:
+        # No more complaints than this may all be lies of sites that want to get rid of an honest one: the plan holds
+        # while fewer than a threshold of a site's holders collude, and while n_C sites of the cohort do at most.
+        liars = min(max(1, floor(self.plan.max_corrupt * len(self.plan.roster))), self.plan.threshold - 1)
+        self._blame(blame.dealers(liars), DropoutReason.FALSE_DEALING)
+        self._blame(blame.complainers(liars), DropoutReason.FALSE_REVEAL)
+        for dealer, holders in sorted(blame.complaints.items()):
+            log.warning("unusable_shares", dealer=dealer, complaints=len(holders))
+
+    def _blame(self, indices: Iterable[int], reason: DropoutReason) -> None:
+        for index in sorted(set(indices) - self._blamed):
+            self._blamed.add(index)
+            self._drop(index, reason)
+            self._gathering.drop([index])
+            log.warning("site_blamed", index=index, reason=reason.value)
 
     def _drop(self, index: int, reason: DropoutReason) -> None:
         dropped = Dropped(index, reason)

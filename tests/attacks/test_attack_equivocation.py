@@ -111,8 +111,12 @@ def test_a_site_that_was_shown_other_keys_is_not_helped_to_unmask() -> None:
     victims_share = next(share for share in sealed_by_victim.shares if share.recipient == 1)
     waiting, _ = stage.sites[1].step(stage.directory)
     others = [stage.sites[index].step(stage.directory)[1].shares[1] for index in range(2, SIZE)]
-    with pytest.raises(BadShares, match="a message of site 0"):
-        waiting.step(RelayedShares((victims_share, *others)))
+    ready = waiting.step(RelayedShares((victims_share, *others)))
+    assert 0 not in ready.held_shares
+    # Fewer than a threshold that open, and the site does not even upload.
+    shared = stages.share(stages.advertise(cohort))
+    with pytest.raises(BadShares, match="a message of site"):
+        shared.sites[1].step(stages.share(stages.advertise(cohort)).relayed[1])
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fl_core.errors import BadAggregate, BadShares, BadSignature, RemoteProtocolError
+from fl_core.errors import BadAggregate, BadShares, BadSignature, NotEnough, RemoteProtocolError
 from fl_core.secagg.exchange import CollectingAdvertisements
 from fl_core.secagg.masked_sum import CollectingMaskedInputs
 from fl_core.simulation import stages
@@ -88,5 +88,6 @@ def test_old_reveals_rebuild_nothing() -> None:
     new = stages.sign(stages.upload(stages.share(stages.advertise(attempt(2)))))
     for index in range(SIZE):
         new.server.receive(old.sites[index].step(old.proof)[1])
-    with pytest.raises(BadShares, match="do not rebuild"):
+    with pytest.raises(NotEnough, match="right shares"):
         new.server.close()
+    assert new.server.blame.holders == set(range(SIZE))

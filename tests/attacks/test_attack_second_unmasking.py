@@ -24,7 +24,9 @@ SIZE, VICTIM = 7, 3
 
 def unmask(stage: stages.Uploaded, asked: list[int], survivors: tuple[int, ...]) -> RebuiltSeeds:
     """Rounds 3 and 4 with these sites, by a key server that keeps no rule of its own."""
-    server = SharesRelayed(stage.sites[0].directory, stage.cohort.verifier, tuple(range(SIZE)))
+    server = SharesRelayed(
+        stage.sites[0].directory, stage.cohort.verifier, tuple(range(SIZE)), stage.server.commitments
+    )
     survivor_set = SurvivorSet(survivors)
     signatures = server.freeze(survivor_set)
     proofs: dict[int, client.AwaitingProof] = {}

@@ -31,6 +31,7 @@ from fl_core.rounds.plan import (
     ServiceEndpoint,
 )
 from fl_core.secagg.exchange import CollectingAdvertisements
+from fl_core.secagg.inclusion import UploadTree
 from fl_core.secagg.messages import KeyDirectory, SurvivorSet
 from fl_core.transport.channel import SERVER_OPTIONS
 from fl_core.transport.errors import to_status
@@ -243,6 +244,7 @@ class ScriptedKeyServer(keyserver_pb2_grpc.KeyServerServiceServicer):
         self.relayed: Any = None
         self.shares_relayed: Any = None
         self.survivors: SurvivorSet | None = None
+        self.uploads: UploadTree | None = None
         self.signatures: Any = None
         self.proof: Any = None
         self.collecting_reveals: Any = None
@@ -272,12 +274,14 @@ class ScriptedKeyServer(keyserver_pb2_grpc.KeyServerServiceServicer):
         yield keyserver_pb2.ExchangeKeysResponse(shares=convert.relayed_shares_to_proto(self.relayed[index]))
 
     async def RevealShares(self, request_iterator: Any, context: Any) -> AsyncIterator[Any]:
-        await anext(request_iterator)
+        index = (await anext(request_iterator)).hello.index
         async with self.changed:
             await self.changed.wait_for(lambda: self.survivors is not None)
         assert self.survivors is not None
-        told = self.tamper_survivors(self.survivors)
-        yield keyserver_pb2.RevealSharesResponse(survivors=convert.survivors_to_proto(told))
+        assert self.uploads is not None
+        message = convert.survivors_to_proto(self.tamper_survivors(self.survivors))
+        message.inclusion_path.extend(self.uploads.path(index))
+        yield keyserver_pb2.RevealSharesResponse(survivors=message)
         signature = (await anext(request_iterator)).signature
         async with self.changed:
             self.signatures.receive(convert.signature_from_proto(signature))
@@ -294,10 +298,12 @@ class ScriptedKeyServer(keyserver_pb2_grpc.KeyServerServiceServicer):
             self.changed.notify_all()
         yield keyserver_pb2.RevealSharesResponse(done=keyserver_pb2.RevealDone())
 
-    async def unmask(self, survivors: tuple[int, ...]) -> Array:
-        """Run rounds 3 and 4 with these survivors; the combined mask."""
+    async def unmask(self, survivors: tuple[int, ...], payloads: dict[int, bytes]) -> Array:
+        """Run rounds 3 and 4 with these survivors and what they uploaded; the combined mask."""
         async with asyncio.timeout(20), self.changed:
-            self.survivors = SurvivorSet(survivors)
+            digests = {index: _sha(payloads.get(index, b"")) for index in survivors}
+            self.uploads = UploadTree(self.plan.binding, digests)
+            self.survivors = SurvivorSet(survivors, self.uploads.root)
             self.signatures = self.shares_relayed.freeze(self.survivors)
             self.changed.notify_all()
             await self.changed.wait_for(

@@ -22,7 +22,7 @@ from fl_core.codec.tensors import manifest_of
 from fl_core.crypto.mask_prg import reduce_ring
 from fl_core.errors import ConfigError, IdentityError, RemoteProtocolError, SessionFrozen, StreamError, TacitError
 from fl_core.rounds.plan import RoundPlan
-from fl_core.secagg.messages import KeyDirectory, SurvivorSet
+from fl_core.secagg.messages import KeyDirectory
 from fl_core.transport.identity import Role
 from fl_core.wire import convert
 from fl_core.wire.chunks import model_digest
@@ -89,7 +89,7 @@ async def finish(cluster: Cluster, plan: RoundPlan, survivors: tuple[int, ...]) 
     total = np.zeros(plan.length, np.uint32)
     for index in survivors:
         total += masked[index]
-    total -= await cluster.keyserver.unmask(survivors)
+    total -= await cluster.keyserver.unmask(survivors, cluster.aggregator.uploads[plan.session_id])
     reduce_ring(total, plan.codec.ring_bits)
     return total
 
@@ -449,11 +449,11 @@ async def test_a_key_server_that_replaces_a_key_is_found_out(cluster: Cluster, t
 async def test_a_survivor_list_that_is_no_subset_reveals_nothing(cluster: Cluster, take_part: TakePart) -> None:
     plan = cluster.plan(*SITES)
     cluster.open(plan)
-    cluster.keyserver.tamper_survivors = lambda survivors: SurvivorSet((*survivors.survivors, 7))
+    cluster.keyserver.tamper_survivors = lambda survivors: replace(survivors, survivors=(*survivors.survivors, 7))
     all_join(cluster, take_part, {name: Ticking() for name in SITES})
     cluster.coordinator.invite(plan)
     await cluster.aggregator.wait_for(plan, 3)
-    unmasking = asyncio.create_task(cluster.keyserver.unmask((0, 1, 2)))
+    unmasking = asyncio.create_task(cluster.keyserver.unmask((0, 1, 2), cluster.aggregator.uploads[plan.session_id]))
     assert {(await left(cluster))[1] for _ in SITES} == {"protocol_violation"}
     unmasking.cancel()
     assert cluster.keyserver.reveals == []
@@ -469,7 +469,7 @@ async def test_a_session_that_the_journal_knows_as_unmasked_gets_no_shares(
     all_join(cluster, take_part, {name: Ticking() for name in SITES})
     cluster.coordinator.invite(plan)
     await cluster.aggregator.wait_for(plan, 3)
-    unmasking = asyncio.create_task(cluster.keyserver.unmask((0, 1, 2)))
+    unmasking = asyncio.create_task(cluster.keyserver.unmask((0, 1, 2), cluster.aggregator.uploads[plan.session_id]))
     client_id, reason, detail = await left(cluster)
     assert (client_id, reason) == ("beta", "protocol_violation")
     assert "revealed before" in detail

@@ -57,6 +57,14 @@ def test_a_cohort_of_exactly_the_smallest_size_is_taken(federation: Any, plan: R
         check_invitation(plan, SitePolicy(min_cohort=4), identity)
 
 
+def test_a_cohort_of_strangers_is_declined(federation: Any, plan: RoundPlan) -> None:
+    identity = federation.credentials(Role.SITE, "alpha").identity
+    friends = ("alpha", "beta", "delta")
+    assert check_invitation(plan, SitePolicy(trusted_sites=friends, min_trusted=1), identity) == 0
+    with pytest.raises(PolicyRefused, match=r"expected >= 2 of policy\.trusted_sites, got 1"):
+        check_invitation(plan, SitePolicy(trusted_sites=friends, min_trusted=2), identity)
+
+
 def test_a_threshold_that_cannot_bear_the_planned_corruption_is_declined(federation: Any, plan: RoundPlan) -> None:
     weak = replace(plan, max_corrupt=0.4)
     with pytest.raises(PlanError):

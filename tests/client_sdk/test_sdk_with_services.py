@@ -65,6 +65,9 @@ class Conductor:
         request = keyserver_pb2.WatchExchangeRequest(session_id=plan.session_id)
         async for event in self.keyserver.WatchExchange(request, timeout=30):
             if event.WhichOneof("event") == "closed":
+                await self.aggregator.AdmitUploads(
+                    aggregator_pb2.AdmitUploadsRequest(session_id=plan.session_id, eligible=event.closed.shared)
+                )
                 return tuple(event.closed.shared)
         raise AssertionError("the exchange did not close")
 
@@ -92,7 +95,9 @@ class Conductor:
         frozen = await self.aggregator.FreezeSurvivors(
             aggregator_pb2.FreezeSurvivorsRequest(session_id=plan.session_id, eligible=eligible)
         )
-        request = keyserver_pb2.UnmaskRequest(session_id=plan.session_id, survivors=frozen.survivors)
+        request = keyserver_pb2.UnmaskRequest(
+            session_id=plan.session_id, survivors=frozen.survivors, frozen=frozen.part
+        )
         return tuple(frozen.survivors), await self.keyserver.Unmask(request, timeout=30)
 
 

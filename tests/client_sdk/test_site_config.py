@@ -9,6 +9,7 @@ import yaml
 
 from client_sdk import SiteConfig, SitePolicy
 from fl_core.errors import ConfigError
+from fl_core.secagg.degrees import Profile
 
 GOOD: dict[str, Any] = {
     "coordinator": "fl.example.org:7001",
@@ -43,11 +44,21 @@ def test_every_key_is_read(tmp_path: Path) -> None:
         **GOOD,
         "client_id": "alpha",
         "record_plain_updates": "plain",
-        "policy": {"require_secure_aggregation": False, "min_cohort": 5, "aggregator_id": "a", "keyserver_id": "k"},
+        "policy": {
+            "require_secure_aggregation": False,
+            "min_cohort": 5,
+            "aggregator_id": "a",
+            "keyserver_id": "k",
+            "min_profile": "honest_but_curious",
+            "min_corrupt": 0.1,
+            "min_cohort_difference": 4,
+            "trusted_sites": ["beta", "gamma"],
+            "min_trusted": 2,
+        },
         "log": {"level": "debug", "format": "json"},
     }
     config = SiteConfig.from_file(write(tmp_path, settings))
-    assert config.policy == SitePolicy(False, 5, "a", "k")
+    assert config.policy == SitePolicy(False, 5, "a", "k", Profile.HONEST_BUT_CURIOUS, 0.1, 4, ("beta", "gamma"), 2)
     assert (config.client_id, config.log.level, config.log.format) == ("alpha", "debug", "json")
 
 

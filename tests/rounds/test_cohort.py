@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fl_core.errors import NotEnough, PlanError
-from fl_core.rounds.cohort import CohortBounds, choose_cohort
+from fl_core.rounds.cohort import CohortBounds, choose_cohort, fill_up
 from fl_core.rounds.plan import ClientId
 
 
@@ -54,3 +54,24 @@ def test_too_few_sites_are_refused() -> None:
 def test_bounds_out_of_range_are_refused(low: int, high: int) -> None:
     with pytest.raises(PlanError):
         CohortBounds(low, high)
+
+
+def names(text: str) -> list[ClientId]:
+    return [ClientId(name) for name in text]
+
+
+@pytest.mark.parametrize(
+    ("connected", "quarantined", "candidates", "recalled"),
+    [
+        pytest.param("abcde", "", "abcde", "", id="nobody-lied"),
+        pytest.param("abcde", "be", "acd", "", id="enough-others"),
+        pytest.param("abcd", "db", "acd", "d", id="the-oldest-lie-comes-back-first"),
+        pytest.param("abc", "xcb", "abc", "bc", id="who-is-not-there-helps-nobody"),
+        pytest.param("ab", "b", "a", "", id="not-enough-with-them-either"),
+    ],
+)
+def test_a_quarantine_gives_way_only_as_far_as_the_smallest_cohort_demands(
+    connected: str, quarantined: str, candidates: str, recalled: str
+) -> None:
+    bounds = CohortBounds(3, 5)
+    assert fill_up(names(connected), names(quarantined), bounds) == (names(candidates), names(recalled))

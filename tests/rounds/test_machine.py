@@ -20,6 +20,7 @@ from fl_core.rounds.machine import (
     Quorum,
     RoundRecord,
     RoundState,
+    SiteDropout,
     SiteDropped,
     SurvivorsFrozen,
     advance,
@@ -90,6 +91,16 @@ def test_every_state_before_the_end_can_be_abandoned_and_nothing_follows(done: i
     for event in (*SECURE, AttemptAbandoned(AbandonReason.DEADLINE), SiteDropped(SITES[0], DropoutReason.DISCONNECTED)):
         with pytest.raises(LocalProtocolError):
             advance(record, event, 200.0)
+
+
+@pytest.mark.parametrize("first", [DropoutReason.DISCONNECTED, DropoutReason.BAD_SHARES])
+def test_blame_replaces_any_other_reason_and_is_never_replaced(first: DropoutReason) -> None:
+    blamed = SiteDropped(SITES[0], DropoutReason.FALSE_REVEAL)
+    record = walk(Aggregation.SECAGG, [*SECURE[:1], SiteDropped(SITES[0], first), SECURE[1], blamed])
+    assert record.dropouts == (SiteDropout(SITES[0], DropoutReason.FALSE_REVEAL, RoundState.UPLOADING),)
+    assert not record.is_news(SITES[0], DropoutReason.FALSE_DEALING)
+    after, _ = advance(record, SiteDropped(SITES[0], first), 200.0)
+    assert after == record
 
 
 def test_the_first_reason_of_a_dropout_stands_with_its_phase() -> None:
@@ -241,7 +252,9 @@ class Attempts(RuleBasedStateMachine):
     @rule(site=st.sampled_from((*SITES, ClientId("stranger"))), reason=st.sampled_from(DropoutReason))
     def drop(self, site: ClientId, reason: DropoutReason) -> None:
         if site in self.record.invited and not self.record.state.is_final:
-            self.facts.dropped.setdefault(site, reason)
+            before = self.facts.dropped.setdefault(site, reason)
+            if reason.is_blame and not before.is_blame:
+                self.facts.dropped[site] = reason
         self.take(SiteDropped(site, reason))
 
     @rule(reason=st.sampled_from(AbandonReason))
@@ -262,7 +275,7 @@ class Attempts(RuleBasedStateMachine):
         assert not self.record.survivors or len(self.record.survivors) >= self.record.min_survivors
 
     @invariant()
-    def every_dropout_has_its_first_reason(self) -> None:
+    def every_dropout_has_its_first_reason_or_the_first_blame(self) -> None:
         assert {one.client_id: one.reason for one in self.record.dropouts} == self.facts.dropped
 
     @invariant()

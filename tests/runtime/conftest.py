@@ -27,6 +27,7 @@ TABLE = role_table(
         "GetUpload": {Role.SITE},
         "OpenAggregation": {Role.COORDINATOR},
         "WatchAggregation": {Role.COORDINATOR, Role.SITE},
+        "AdmitUploads": {Role.COORDINATOR},
         "FreezeSurvivors": {Role.COORDINATOR},
         "SubmitMask": {Role.KEYSERVER},
         "AbandonAggregation": {Role.COORDINATOR, Role.SITE},

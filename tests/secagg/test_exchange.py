@@ -127,33 +127,51 @@ def sealed_by(stage: stages.Advertised, index: int) -> SealedShares:
 
 
 BENT_SHARES: dict[str, tuple[Callable[[SealedShares], SealedShares], type[TacitError], str]] = {
-    "a missing recipient": (lambda sealed: SealedShares(sealed.shares[1:]), RemoteProtocolError, r"got \[0\]"),
+    "a missing recipient": (
+        lambda sealed: replace(sealed, shares=sealed.shares[1:]),
+        RemoteProtocolError,
+        r"got \[0\]",
+    ),
     "a recipient twice": (
-        lambda sealed: SealedShares((sealed.shares[0], *sealed.shares)),
+        lambda sealed: replace(sealed, shares=(sealed.shares[0], *sealed.shares)),
         RemoteProtocolError,
         "not in order",
     ),
     "a recipient beyond U1": (
-        lambda sealed: SealedShares((*sealed.shares, replace(sealed.shares[0], recipient=6))),
+        lambda sealed: replace(sealed, shares=(*sealed.shares, replace(sealed.shares[0], recipient=6))),
         RemoteProtocolError,
         r"got \[6\]",
     ),
     "itself as recipient": (
-        lambda sealed: SealedShares((sealed.shares[0], replace(sealed.shares[0], recipient=1), *sealed.shares[1:])),
+        lambda sealed: replace(
+            sealed, shares=(sealed.shares[0], replace(sealed.shares[0], recipient=1), *sealed.shares[1:])
+        ),
         RemoteProtocolError,
         r"got \[1\]",
     ),
     "another's name": (
-        lambda sealed: SealedShares((replace(sealed.shares[0], sender=3), *sealed.shares[1:])),
+        lambda sealed: replace(sealed, shares=(replace(sealed.shares[0], sender=3), *sealed.shares[1:])),
         RemoteProtocolError,
         "another sender",
     ),
     "a long ciphertext": (
-        lambda sealed: SealedShares((replace(sealed.shares[0], ciphertext=bytes(10_000)), *sealed.shares[1:])),
+        lambda sealed: replace(
+            sealed, shares=(replace(sealed.shares[0], ciphertext=bytes(10_000)), *sealed.shares[1:])
+        ),
         BadShares,
         "96 bytes, got 10000 bytes",
     ),
-    "nothing": (lambda sealed: SealedShares(()), RemoteProtocolError, "not those of this session"),
+    "short commitments": (
+        lambda sealed: replace(sealed, shares=(replace(sealed.shares[0], commitments=bytes(31)), *sealed.shares[1:])),
+        BadShares,
+        "32 bytes, got 31 bytes",
+    ),
+    "no commitments of its own": (
+        lambda sealed: replace(sealed, own_commitments=b""),
+        BadShares,
+        "32 bytes, got 0 bytes",
+    ),
+    "nothing": (lambda sealed: replace(sealed, shares=()), RemoteProtocolError, "not those of this session"),
 }
 
 
@@ -194,7 +212,7 @@ def test_late_or_different_shares_are_refused_and_known_ones_are_not() -> None:
         stage.server.receive(index, sealed[index])
     bent = replace(sealed[0].shares[0], ciphertext=bytes(96))
     with pytest.raises(RemoteProtocolError, match="different shares before"):
-        stage.server.receive(0, SealedShares((bent, *sealed[0].shares[1:])))
+        stage.server.receive(0, replace(sealed[0], shares=(bent, *sealed[0].shares[1:])))
     stage.server.close()
     with pytest.raises(SessionFrozen, match="too late"):
         stage.server.receive(6, sealed_by(stage, 6))

@@ -9,6 +9,7 @@ import hmac
 import struct
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
@@ -74,6 +75,16 @@ def directory_digest(binding: bytes, everybody: Sequence[KeyAdvertisement]) -> b
     return hashed("tacit/directory/v1", binding, members, tree_root(leaves))
 
 
+def uploads_root(binding: bytes, vectors: dict[int, np.ndarray]) -> bytes:
+    """The root over four uploads: a tree of two levels."""
+    leaves = [
+        hashed("tacit/upload-leaf/v1", binding, index, hashlib.sha256(vector.tobytes()).digest())
+        for index, vector in vectors.items()
+    ]
+    pairs = [hashlib.sha256(b"\x01" + leaves[place] + leaves[place + 1]).digest() for place in (0, 2)]
+    return hashlib.sha256(b"\x01" + pairs[0] + pairs[1]).digest()
+
+
 @pytest.mark.parametrize("ring_bits", [6, 16, 21, 32, 50])
 def test_a_site_sends_what_the_description_says(ring_bits: int) -> None:
     cohort = stages.make_cohort(5, ring_bits=ring_bits, length=33)
@@ -119,5 +130,13 @@ def test_a_peer_opens_and_signs_what_the_description_says() -> None:
     held = uploaded.sites[us].held_shares[sender]
     assert plaintext == held.mask_key + held.self_seed
     signature = uploaded.sites[us].step(uploaded.survivor_set)[1].signature
+    root = uploaded.survivor_set.uploads_root
+    assert root == uploads_root(binding, {index: uploaded.uploads[index].vector for index in [1, 2, 3, 4]})
+    for place, share in enumerate((held.mask_key, held.self_seed)):
+        start = joined("tacit/share-commitment/v1", binding, place)
+        committed = hashlib.sha256(start + struct.pack(">II", sender, us) + share).digest()[:16]
+        assert sealed.commitments[16 * place : 16 * place + 16] == committed
     sets = set_hash(binding, range(5)), set_hash(binding, [1, 2, 3, 4])
-    verify_signature(everybody[us].certificate_der, joined("tacit/survivors/v1", binding, directory, *sets), signature)
+    verify_signature(
+        everybody[us].certificate_der, joined("tacit/survivors/v1", binding, directory, *sets, root), signature
+    )

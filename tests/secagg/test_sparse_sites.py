@@ -236,7 +236,7 @@ def test_shares_for_others_than_the_neighbours_are_refused_by_the_server() -> No
     stranger = next(index for index in range(SIZE) if index not in graph.neighbours(3) and index != 3)
     bent = (*sealed.shares[1:], replace(sealed.shares[0], recipient=stranger))
     with pytest.raises(RemoteProtocolError):
-        stage.server.receive(3, SealedShares(tuple(sorted(bent, key=lambda share: share.recipient))))
+        stage.server.receive(3, SealedShares(tuple(sorted(bent, key=lambda share: share.recipient)), b""))
     stage.server.receive(3, sealed)
 
 
@@ -253,7 +253,7 @@ def test_a_neighbour_that_was_hidden_and_yet_survives_is_noticed() -> None:
     hidden = shared.relayed[3].shares[0].sender
     shared.relayed[3] = RelayedShares(shared.relayed[3].shares[1:])
     uploaded = stages.upload(shared)
-    with pytest.raises(RemoteProtocolError, match=f"outside U2.*got site {hidden}"):
+    with pytest.raises(RemoteProtocolError, match=f"outside U2.*got site {hidden};"):
         uploaded.sites[3].step(uploaded.survivor_set)
 
 

@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import sha256
 from typing import Any
 
@@ -19,7 +20,9 @@ from fl_core.errors import TacitError, UnknownSession
 from fl_core.rounds.plan import Aggregation, RoundPlan
 from fl_core.rounds.planner import codec_of
 from fl_core.rounds.report import AggregateInfo, RoundReport
+from fl_core.secagg.inclusion import UploadTree
 from fl_core.secagg.messages import Beacon
+from fl_core.secagg.transcript import frozen_body, sign_part
 from fl_core.transport.channel import open_channel
 from fl_core.transport.errors import rpc_errors
 from fl_core.transport.identity import Role
@@ -29,6 +32,7 @@ from fl_core.wire.convert import (
     beacon_from_proto,
     manifest_from_proto,
     manifest_to_proto,
+    part_to_proto,
     plan_from_proto,
     report_from_proto,
 )
@@ -83,6 +87,7 @@ class ScriptedSession:
     shared: set[int] = field(default_factory=set)
     lost: set[int] = field(default_factory=set)
     survivors: tuple[int, ...] = ()
+    admitted: tuple[int, ...] = ()
 
     def upload(self, index: int, value: float = 0.5, weight: int = 10) -> None:
         codec = codec_of(self.plan)
@@ -140,6 +145,7 @@ class ScriptedAggregator(aggregator_pb2_grpc.AggregatorServiceServicer):
         self.coordinator: Any = None
         self.report_errors: list[TacitError] = []
         self.tamper: Callable[[AggregateInfo, bytes], tuple[AggregateInfo, bytes]] = lambda info, data: (info, data)
+        self.sign: Callable[[str, Any], Any] = lambda kind, body: None
         self.frozen_as: Callable[[tuple[int, ...]], tuple[int, ...]] = lambda survivors: survivors
 
     async def OpenAggregation(self, request: Any, context: Any) -> Any:
@@ -149,6 +155,10 @@ class ScriptedAggregator(aggregator_pb2_grpc.AggregatorServiceServicer):
         async for record in self.sessions.get(request.session_id).records.follow():
             yield aggregator_pb2.WatchAggregationResponse(upload=record)
 
+    async def AdmitUploads(self, request: Any, context: Any) -> Any:
+        self.sessions.get(request.session_id).admitted = tuple(request.eligible)
+        return aggregator_pb2.AdmitUploadsResponse()
+
     async def FreezeSurvivors(self, request: Any, context: Any) -> Any:
         session = self.sessions.get(request.session_id)
         survivors = tuple(index for index in request.eligible if index in session.vectors)
@@ -156,7 +166,9 @@ class ScriptedAggregator(aggregator_pb2_grpc.AggregatorServiceServicer):
         session.records.close()
         if session.plan.aggregation is Aggregation.PLAIN:
             await self.report(session)
-        return aggregator_pb2.FreezeSurvivorsResponse(survivors=session.survivors)
+        digests = {index: sha256(session.vectors[index].tobytes()).digest() for index in survivors}
+        part = self.sign("frozen", frozen_body(UploadTree(session.plan.binding, digests))) if digests else None
+        return aggregator_pb2.FreezeSurvivorsResponse(survivors=session.survivors, part=part)
 
     async def AbandonAggregation(self, request: Any, context: Any) -> Any:
         self.sessions.abandoned.append(request.session_id)
@@ -168,20 +180,26 @@ class ScriptedAggregator(aggregator_pb2_grpc.AggregatorServiceServicer):
         packed = pack(total.astype(np.uint32), plan.codec.ring_bits).tobytes()
         survivors = tuple(sorted(session.vectors))
         info = AggregateInfo(plan.session_id, survivors, int(total[0]), sha256(packed).digest())
+        body = {
+            "session": plan.binding.hex(),
+            "survivors": list(survivors),
+            "total_weight": info.total_weight,
+            "aggregate_sha256": info.sha256.hex(),
+        }
         try:
-            await report_aggregate(self.coordinator, plan, *self.tamper(info, packed))
+            await report_aggregate(self.coordinator, plan, *self.tamper(info, packed), part=self.sign("released", body))
         except TacitError as error:
             self.report_errors.append(error)
             raise
 
 
 async def report_aggregate(
-    stub: Any, plan: RoundPlan, info: AggregateInfo, packed: bytes, *, whole: bool = True
+    stub: Any, plan: RoundPlan, info: AggregateInfo, packed: bytes, *, whole: bool = True, part: Any = None
 ) -> None:
     writer = ChunkWriter(packed, chunk_bytes=plan.chunk_bytes)
 
     async def parts() -> AsyncIterator[Any]:
-        header = coordinator_pb2.AggregateHeader(info=aggregate_to_proto(info), stream=writer.header)
+        header = coordinator_pb2.AggregateHeader(info=aggregate_to_proto(info), stream=writer.header, part=part)
         yield coordinator_pb2.ReportAggregateRequest(header=header)
         for chunk in writer.chunks():
             yield coordinator_pb2.ReportAggregateRequest(chunk=chunk)
@@ -198,6 +216,7 @@ class ScriptedKeyServer(keyserver_pb2_grpc.KeyServerServiceServicer):
         self.aggregator = aggregator
         self.marked: list[int] = []
         self.beacons: list[Beacon] = []
+        self.sign: Callable[[str, Any], Any] = lambda kind, body: None
         self.unmask_answer: Callable[[Any], Any] = lambda request: keyserver_pb2.UnmaskResponse(
             signed=request.survivors, revealed=request.survivors, bytes_up={0: 50}, bytes_down={0: 60}
         )
@@ -206,7 +225,18 @@ class ScriptedKeyServer(keyserver_pb2_grpc.KeyServerServiceServicer):
         return keyserver_pb2.OpenExchangeResponse(session_id=self.sessions.open(request.plan))
 
     async def WatchExchange(self, request: Any, context: Any) -> AsyncIterator[Any]:
-        async for event in self.sessions.get(request.session_id).exchange.follow():
+        session = self.sessions.get(request.session_id)
+        async for event in session.exchange.follow():
+            if event.HasField("closed"):
+                body = {
+                    "session": session.plan.binding.hex(),
+                    "directory": "",
+                    "commitments_root": "",
+                    "advertised": list(event.closed.advertised),
+                    "shared": list(event.closed.shared),
+                }
+                if (part := self.sign("exchanged", body)) is not None:
+                    event.closed.part.CopyFrom(part)
             yield event
 
     async def RevealBeacon(self, request: Any, context: Any) -> Any:
@@ -224,6 +254,17 @@ class ScriptedKeyServer(keyserver_pb2_grpc.KeyServerServiceServicer):
     async def Unmask(self, request: Any, context: Any) -> Any:
         session = self.sessions.get(request.session_id)
         answer = self.unmask_answer(request)
+        body = {
+            "session": session.plan.binding.hex(),
+            "survivors": list(request.survivors),
+            "uploads_root": json.loads(request.frozen.body)["uploads_root"] if request.frozen.body else "",
+            "signed": list(answer.signed),
+            "revealed": list(answer.revealed),
+            "dropouts": [],
+            "failure": "",
+        }
+        if not answer.HasField("part") and (part := self.sign("unmasked", body)) is not None:
+            answer.part.CopyFrom(part)
         if not answer.failure:
             await self.aggregator.report(session)
         return answer
@@ -332,8 +373,13 @@ class Kit:
             Role.KEYSERVER, "fl_core.wire.v1.KeyServerService", keyserver_pb2_grpc, self.keyserver
         )
         await self.start_coordinator(**settings)
+        self.aggregator.sign = partial(self.sign, Role.AGGREGATOR, "agg-1")
+        self.keyserver.sign = partial(self.sign, Role.KEYSERVER, "key-1")
         self.operator = self.stub(Role.OPERATOR, "olga")
         self.aggregator.coordinator = self.stub(Role.AGGREGATOR, "agg-1")
+
+    def sign(self, role: Role, name: str, kind: str, body: Any) -> Any:
+        return part_to_proto(sign_part(kind, body, self.federation.credentials(role, name).signer()))
 
     async def start_coordinator(self, **settings: Any) -> None:
         fields = {

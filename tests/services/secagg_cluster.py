@@ -1,6 +1,7 @@
 """Aggregator, key server and a fake coordinator over real mTLS, and sites that speak to them message by message."""
 
 import asyncio
+import json
 import os
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -29,6 +30,8 @@ from fl_core.rounds.plan import (
     ServiceEndpoint,
 )
 from fl_core.secagg.client import AwaitingSurvivors, advertise
+from fl_core.secagg.inclusion import UploadTree, check_included
+from fl_core.secagg.transcript import frozen_body, sign_part
 from fl_core.transport.channel import open_channel
 from fl_core.transport.errors import rpc_errors
 from fl_core.transport.identity import Role, RosterTrust
@@ -111,6 +114,7 @@ class Cluster:
     addresses: dict[Role, str]
     channels: AsyncExitStack
     open: dict[tuple[str, Role], grpc.aio.Channel] = field(default_factory=dict)
+    frozen: dict[bytes, Any] = field(default_factory=dict)
 
     def credentials(self, role: Role, subject_id: str) -> Credentials:
         return self.federation.credentials(role, subject_id)
@@ -175,12 +179,14 @@ class Cluster:
             keyserver_pb2_grpc.KeyServerServiceStub(await self.channel(credentials, Role.KEYSERVER)),
         )
 
-    async def open_plan(self, plan: RoundPlan) -> bytes:
+    async def open_plan(self, plan: RoundPlan, *, admit: Iterable[int] | None = None) -> bytes:
+        """Open the sessions; these sites may upload, all of them when none are given."""
         wire = convert.plan_to_proto(plan)
         with rpc_errors():
             opened = await (await self.aggregator()).OpenAggregation(aggregator_pb2.OpenAggregationRequest(plan=wire))
             if plan.keyserver is not None:
                 await (await self.keyserver()).OpenExchange(keyserver_pb2.OpenExchangeRequest(plan=wire))
+        await self.admit(plan, range(len(plan.roster)) if admit is None else admit)
         return opened.session_id
 
     async def exchange_end(self, plan: RoundPlan) -> list[keyserver_pb2.WatchExchangeResponse]:
@@ -190,15 +196,39 @@ class Cluster:
         with rpc_errors():
             return [event async for event in stub.WatchExchange(request, timeout=20)]
 
+    async def admit(self, plan: RoundPlan, eligible: Iterable[int]) -> None:
+        request = aggregator_pb2.AdmitUploadsRequest(session_id=plan.session_id, eligible=list(eligible))
+        with rpc_errors():
+            await (await self.aggregator()).AdmitUploads(request, timeout=10)
+
     async def freeze(self, plan: RoundPlan, eligible: Iterable[int]) -> tuple[int, ...]:
         request = aggregator_pb2.FreezeSurvivorsRequest(session_id=plan.session_id, eligible=list(eligible))
         with rpc_errors():
-            return tuple((await (await self.aggregator()).FreezeSurvivors(request, timeout=20)).survivors)
+            response = await (await self.aggregator()).FreezeSurvivors(request, timeout=20)
+        self.frozen[plan.session_id] = response.part
+        return tuple(response.survivors)
 
-    async def unmask(self, plan: RoundPlan, survivors: Iterable[int]) -> keyserver_pb2.UnmaskResponse:
-        request = keyserver_pb2.UnmaskRequest(session_id=plan.session_id, survivors=list(survivors))
+    async def unmask(
+        self, plan: RoundPlan, survivors: Iterable[int], frozen: Any = None
+    ) -> keyserver_pb2.UnmaskResponse:
+        """Unmask; as long as nothing else is given, with what the aggregator stated when it froze the session."""
+        survivors = tuple(survivors)
+        request = keyserver_pb2.UnmaskRequest(
+            session_id=plan.session_id, survivors=survivors, frozen=frozen or self.state_uploads(plan, survivors)
+        )
         with rpc_errors():
             return await (await self.keyserver()).Unmask(request, timeout=30)
+
+    def state_uploads(self, plan: RoundPlan, survivors: tuple[int, ...]) -> Any:
+        """What the aggregator stated about the uploads of these survivors; made up when it did not."""
+        stated = self.frozen.get(plan.session_id)
+        if stated is not None and tuple(json.loads(stated.body)["survivors"]) == survivors:
+            return stated
+        if not survivors:
+            return None
+        tree = UploadTree(plan.binding, {index: bytes(32) for index in survivors})
+        signer = self.credentials(Role.AGGREGATOR, "agg").signer()
+        return convert.part_to_proto(sign_part("frozen", frozen_body(tree), signer))
 
     async def mark_lost(self, plan: RoundPlan, *indices: int) -> None:
         request = keyserver_pb2.MarkLostRequest(session_id=plan.session_id, indices=indices)
@@ -290,7 +320,12 @@ class FakeSite:
         call = self.keyserver.RevealShares(timeout=20)
         with rpc_errors():
             await call.write(keyserver_pb2.RevealSharesRequest(hello=self.hello))
-            survivors = convert.survivors_from_proto((await read(call)).survivors)
+            told = (await read(call)).survivors
+            survivors = convert.survivors_from_proto(told)
+            assert self.masked is not None
+            upload = sha256(pack(self.masked, self.plan.codec.ring_bits)).digest()
+            path = convert.inclusion_path_from_proto(told)
+            check_included(self.plan.session_context(), survivors, self.index, upload, path)
             if stop_after == "hello":
                 call.cancel()
                 return

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from secagg_cluster import Cluster, FakeSite, plain_sum, read, running_cluster, running_keyserver
+from secagg_cluster import RING_BITS, Cluster, FakeSite, digest, plain_sum, read, running_cluster, running_keyserver
 
+from fl_core.codec.packing import pack
 from fl_core.errors import (
     NotEnough,
     PermissionRefused,
@@ -18,6 +19,9 @@ from fl_core.errors import (
     UnknownSession,
 )
 from fl_core.rounds.plan import RoundPlan
+from fl_core.secagg.client import CollectingDirectory
+from fl_core.secagg.inclusion import UploadTree
+from fl_core.secagg.transcript import frozen_body, sign_part
 from fl_core.transport.errors import rpc_errors
 from fl_core.transport.identity import Role
 from fl_core.wire import convert
@@ -119,7 +123,12 @@ async def test_nobody_is_asked_before_the_record_is_written(cluster: Cluster, mo
 
 @pytest.mark.parametrize(
     ("survivors", "error"),
-    [([0, 1, 2, 3, 5], RemoteProtocolError), ([1, 0, 2], RemoteProtocolError), ([0, 1], NotEnough), ([], NotEnough)],
+    [
+        ([0, 1, 2, 3, 5], RemoteProtocolError),
+        ([1, 0, 2], RemoteProtocolError),
+        ([0, 1], NotEnough),
+        ([], RemoteProtocolError),
+    ],
 )
 async def test_impossible_survivors_are_refused_and_the_session_can_still_be_unmasked(
     cluster: Cluster, survivors: list[int], error: type[Exception]
@@ -192,9 +201,8 @@ async def test_a_broken_stream_is_opened_again_with_the_same_messages(cluster: C
     np.testing.assert_array_equal(cluster.coordinator.reports[0].vector, plain_sum(plan, range(5)))
 
 
-@pytest.mark.parametrize("spare", [1, 0])
-async def test_false_shares_are_left_out_or_release_nothing(cluster: Cluster, spare: int) -> None:
-    plan, sites = await uploaded(cluster, threshold=5 - spare, min_survivors=5 - spare)
+async def test_a_holder_that_reveals_false_shares_is_blamed_and_the_sum_is_exact(cluster: Cluster) -> None:
+    plan, sites = await uploaded(cluster)
     unmasking = asyncio.create_task(cluster.unmask(plan, range(5)))
     others = [asyncio.create_task(site.reveal()) for site in sites[1:]]
     hello = keyserver_pb2.RevealSharesRequest(hello=sites[0].hello)
@@ -208,14 +216,66 @@ async def test_false_shares_are_left_out_or_release_nothing(cluster: Cluster, sp
     await ask(sites[0], hello, signed, keyserver_pb2.RevealSharesRequest(shares=false))
     await asyncio.gather(*others)
     answer = await unmasking
-    if spare:
-        assert [(one.index, one.reason) for one in answer.dropouts] == [(0, round_pb2.DROPOUT_REASON_BAD_SHARES)]
-        np.testing.assert_array_equal(cluster.coordinator.reports[0].vector, plain_sum(plan, range(5)))
-        return
+    assert not answer.failure
+    assert [(one.index, one.reason) for one in answer.dropouts] == [(0, round_pb2.DROPOUT_REASON_FALSE_REVEAL)]
+    assert list(answer.revealed) == [1, 2, 3, 4]
+    np.testing.assert_array_equal(cluster.coordinator.reports[0].vector, plain_sum(plan, range(5)))
+
+
+async def test_a_dealer_of_false_shares_is_blamed_and_nothing_is_released(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split = CollectingDirectory._split
+
+    def split_something_else(phase: CollectingDirectory, directory: Any) -> Any:
+        if phase.member.index != 3:
+            return split(phase, directory)
+        false = replace(phase.secrets, self_seed=bytes(32), mask_secret_key=bytes(32))
+        return split(replace(phase, secrets=false), directory)
+
+    monkeypatch.setattr(CollectingDirectory, "_split", split_something_else)
+    plan, sites = await uploaded(cluster)
+    answer = await unmasked(cluster, plan, sites)
     assert answer.failure == round_pb2.ABANDON_REASON_BAD_SHARES
+    assert "site 3" in answer.detail
+    assert [(one.index, one.reason) for one in answer.dropouts] == [(3, round_pb2.DROPOUT_REASON_FALSE_DEALING)]
     assert cluster.coordinator.reports == []
     with pytest.raises(SessionFrozen, match="unmasked before"):
         await cluster.unmask(plan, range(5))
+
+
+async def test_uploads_that_the_aggregator_did_not_state_are_not_unmasked(cluster: Cluster) -> None:
+    plan, sites = await uploaded(cluster)
+    stated = cluster.frozen[plan.session_id]
+    other = cluster.plan(attempt=2)
+    for bent in (
+        round_pb2.SignedPart(),
+        round_pb2.SignedPart(kind="frozen", body=stated.body, certificate_der=stated.certificate_der, signature=b"x"),
+        round_pb2.SignedPart(
+            kind="frozen",
+            body=stated.body,
+            certificate_der=cluster.credentials(Role.COORDINATOR, "coord").signer().certificate_der,
+            signature=stated.signature,
+        ),
+        cluster.state_uploads(other, tuple(range(5))),
+        cluster.state_uploads(plan, (0, 1, 2, 3)),
+    ):
+        with pytest.raises(RemoteProtocolError):
+            await cluster.unmask(plan, range(5), bent)
+    assert not (await unmasked(cluster, plan, sites)).failure
+
+
+async def test_a_site_whose_upload_is_not_proved_signs_and_reveals_nothing(cluster: Cluster) -> None:
+    plan, sites = await uploaded(cluster)
+    digests = {site.index: digest(pack(site.masked, plan.codec.ring_bits)) for site in sites}
+    tree = UploadTree(plan.binding, {**digests, 2: digest(b"something else")})
+    signer = cluster.credentials(Role.AGGREGATOR, "agg").signer()
+    lie = convert.part_to_proto(sign_part("frozen", frozen_body(tree), signer))
+    reveals = [site.reveal() for site in sites]
+    answer, *said = await asyncio.gather(cluster.unmask(plan, range(5), lie), *reveals, return_exceptions=True)
+    assert isinstance(said[2], RemoteProtocolError)
+    assert "not among those that are summed" in str(said[2])
+    assert 2 not in answer.signed
 
 
 async def test_both_kinds_of_share_of_one_site_are_refused(cluster: Cluster) -> None:
@@ -256,7 +316,10 @@ async def test_an_aggregator_that_is_gone_fails_the_unmasking(federation: Any) -
         await cluster.open_plan(plan)
         sites = [await cluster.site(plan, index) for index in range(5)]
         await asyncio.gather(*(site.exchange() for site in sites))
-        answer, *_ = await asyncio.gather(cluster.unmask(plan, range(5)), *(site.reveal() for site in sites))
+        tree = UploadTree(plan.binding, {site.index: digest(pack(site.masked, RING_BITS)) for site in sites})
+        signer = cluster.credentials(Role.AGGREGATOR, "agg").signer()
+        frozen = convert.part_to_proto(sign_part("frozen", frozen_body(tree), signer))
+        answer, *_ = await asyncio.gather(cluster.unmask(plan, range(5), frozen), *(site.reveal() for site in sites))
         assert answer.failure == round_pb2.ABANDON_REASON_SERVICE_LOST
         assert "127.0.0.1:1" in answer.detail
 

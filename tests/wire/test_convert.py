@@ -27,6 +27,7 @@ from fl_core.rounds.plan import (
 )
 from fl_core.rounds.report import AggregateInfo, RoundReport, SiteEvaluation
 from fl_core.secagg import messages as values
+from fl_core.secagg.commitments import PAIR_BYTES
 from fl_core.secagg.degrees import Profile
 from fl_core.secagg.sealing import SEALED_SHARE_BYTES
 from fl_core.wire import convert
@@ -56,7 +57,7 @@ PLAN = RoundPlan(
 ADVERTISEMENT = values.KeyAdvertisement(0, b"c" * 32, b"m" * 32, b"s" * 32, b"cert", b"sig")
 BEACON = values.Beacon(b"v" * 32, b"k" * 32, b"s" * 64)
 EXCERPT = values.DirectoryExcerpt((0, 1, 4), (b"h" * 32, b"i" * 32), BEACON)
-SEALED = values.SealedShare(1, 2, b"x" * SEALED_SHARE_BYTES)
+SEALED = values.SealedShare(1, 2, b"x" * SEALED_SHARE_BYTES, b"c" * PAIR_BYTES)
 SHARE = values.RevealedShare(3, b"y" * SHARE_BYTES)
 SIGNATURE = values.SurvivorSignature(1, b"sig")
 REPORT = RoundReport(
@@ -103,7 +104,7 @@ PAIRS: list[tuple[Any, Callable[[Any], Message], Callable[[Any], Any]]] = [
         convert.directory_from_proto,
     ),
     (
-        values.SealedShares((SEALED, replace(SEALED, recipient=3))),
+        values.SealedShares((SEALED, replace(SEALED, recipient=3)), b"o" * PAIR_BYTES),
         convert.sealed_shares_to_proto,
         convert.sealed_shares_from_proto,
     ),
@@ -112,7 +113,7 @@ PAIRS: list[tuple[Any, Callable[[Any], Message], Callable[[Any], Any]]] = [
         convert.relayed_shares_to_proto,
         convert.relayed_shares_from_proto,
     ),
-    (values.SurvivorSet((0, 2, 5)), convert.survivors_to_proto, convert.survivors_from_proto),
+    (values.SurvivorSet((0, 2, 5), b"r" * 32), convert.survivors_to_proto, convert.survivors_from_proto),
     (SIGNATURE, convert.signature_to_proto, convert.signature_from_proto),
     (
         values.ConsistencyProof((SIGNATURE, replace(SIGNATURE, index=2))),
@@ -183,7 +184,6 @@ def test_an_empty_message_is_refused_wherever_something_must_stand() -> None:
             convert.directory_from_proto,
             convert.sealed_shares_from_proto,
             convert.relayed_shares_from_proto,
-            convert.survivors_from_proto,
             convert.proof_from_proto,
             convert.revealed_from_proto,
             convert.evaluation_from_proto,
@@ -214,10 +214,14 @@ def test_an_advertisement_of_the_wrong_form_is_refused(change: dict[str, Any], e
 
 def test_shares_of_the_wrong_form_are_refused() -> None:
     def sealed(*shares: values.SealedShare) -> secagg_pb2.SealedShares:
-        return convert.sealed_shares_to_proto(values.SealedShares(shares))
+        return convert.sealed_shares_to_proto(values.SealedShares(shares, b"o" * PAIR_BYTES))
 
     with pytest.raises(RemoteProtocolError, match="ciphertext"):
         convert.sealed_shares_from_proto(sealed(replace(SEALED, ciphertext=SEALED.ciphertext + b"x")))
+    with pytest.raises(RemoteProtocolError, match="commitments"):
+        convert.sealed_shares_from_proto(sealed(replace(SEALED, commitments=bytes(31))))
+    with pytest.raises(RemoteProtocolError, match="commitments"):
+        convert.sealed_shares_from_proto(convert.sealed_shares_to_proto(values.SealedShares((SEALED,), bytes(33))))
     with pytest.raises(RemoteProtocolError, match="twice"):
         convert.sealed_shares_from_proto(sealed(SEALED, SEALED))
     with pytest.raises(RemoteProtocolError, match="more than one sender"):
@@ -233,15 +237,18 @@ def test_shares_of_the_wrong_form_are_refused() -> None:
 
 
 def test_both_kinds_of_share_of_one_owner_are_refused() -> None:
-    both = values.RevealedShares(0, (SHARE,), (SHARE,))
-    with pytest.raises(RemoteProtocolError, match="one kind"):
-        convert.revealed_from_proto(convert.revealed_to_proto(both))
+    for both in (
+        values.RevealedShares(0, (SHARE,), (SHARE,)),
+        values.RevealedShares(0, (SHARE,), (), (SHARE.owner,)),
+    ):
+        with pytest.raises(RemoteProtocolError, match="one kind"):
+            convert.revealed_from_proto(convert.revealed_to_proto(both))
 
 
 @pytest.mark.parametrize("indices", [(1, 1), (2, 1), (0, 16_384)])
 def test_indices_out_of_order_or_range_are_refused(indices: tuple[int, ...]) -> None:
     with pytest.raises(RemoteProtocolError):
-        convert.survivors_from_proto(secagg_pb2.SurvivorSet(survivors=indices))
+        convert.survivors_from_proto(secagg_pb2.SurvivorSet(survivors=indices, uploads_root=bytes(32)))
     with pytest.raises(RemoteProtocolError):
         convert.indices_from_proto(indices)
 

@@ -245,6 +245,35 @@ class WatchAggregationResponse(google.protobuf.message.Message):
 global___WatchAggregationResponse = WatchAggregationResponse
 
 @typing.final
+class AdmitUploadsRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SESSION_ID_FIELD_NUMBER: builtins.int
+    ELIGIBLE_FIELD_NUMBER: builtins.int
+    session_id: builtins.bytes
+    @property
+    def eligible(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        session_id: builtins.bytes = ...,
+        eligible: collections.abc.Iterable[builtins.int] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["eligible", b"eligible", "session_id", b"session_id"]) -> None: ...
+
+global___AdmitUploadsRequest = AdmitUploadsRequest
+
+@typing.final
+class AdmitUploadsResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+global___AdmitUploadsResponse = AdmitUploadsResponse
+
+@typing.final
 class FreezeSurvivorsRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -270,14 +299,21 @@ class FreezeSurvivorsResponse(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     SURVIVORS_FIELD_NUMBER: builtins.int
+    PART_FIELD_NUMBER: builtins.int
     @property
     def survivors(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
+    @property
+    def part(self) -> fl_core.wire.v1.round_pb2.SignedPart:
+        """Names the digest of each upload in the sum and the root over them."""
+
     def __init__(
         self,
         *,
         survivors: collections.abc.Iterable[builtins.int] | None = ...,
+        part: fl_core.wire.v1.round_pb2.SignedPart | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["survivors", b"survivors"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["part", b"part"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["part", b"part", "survivors", b"survivors"]) -> None: ...
 
 global___FreezeSurvivorsResponse = FreezeSurvivorsResponse
 

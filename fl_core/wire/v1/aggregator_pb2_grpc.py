@@ -55,6 +55,11 @@ class AggregatorServiceStub(object):
                 request_serializer=fl__core_dot_wire_dot_v1_dot_aggregator__pb2.WatchAggregationRequest.SerializeToString,
                 response_deserializer=fl__core_dot_wire_dot_v1_dot_aggregator__pb2.WatchAggregationResponse.FromString,
                 _registered_method=True)
+        self.AdmitUploads = channel.unary_unary(
+                '/fl_core.wire.v1.AggregatorService/AdmitUploads',
+                request_serializer=fl__core_dot_wire_dot_v1_dot_aggregator__pb2.AdmitUploadsRequest.SerializeToString,
+                response_deserializer=fl__core_dot_wire_dot_v1_dot_aggregator__pb2.AdmitUploadsResponse.FromString,
+                _registered_method=True)
         self.FreezeSurvivors = channel.unary_unary(
                 '/fl_core.wire.v1.AggregatorService/FreezeSurvivors',
                 request_serializer=fl__core_dot_wire_dot_v1_dot_aggregator__pb2.FreezeSurvivorsRequest.SerializeToString,
@@ -103,6 +108,13 @@ class AggregatorServiceServicer(object):
 
     def WatchAggregation(self, request, context):
         """coordinator: uploads as they are accepted or refused.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AdmitUploads(self, request, context):
+        """coordinator: only these sites may upload: U2. Uploads of a secure session wait for it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -158,6 +170,11 @@ def add_AggregatorServiceServicer_to_server(servicer, server):
                     servicer.WatchAggregation,
                     request_deserializer=fl__core_dot_wire_dot_v1_dot_aggregator__pb2.WatchAggregationRequest.FromString,
                     response_serializer=fl__core_dot_wire_dot_v1_dot_aggregator__pb2.WatchAggregationResponse.SerializeToString,
+            ),
+            'AdmitUploads': grpc.unary_unary_rpc_method_handler(
+                    servicer.AdmitUploads,
+                    request_deserializer=fl__core_dot_wire_dot_v1_dot_aggregator__pb2.AdmitUploadsRequest.FromString,
+                    response_serializer=fl__core_dot_wire_dot_v1_dot_aggregator__pb2.AdmitUploadsResponse.SerializeToString,
             ),
             'FreezeSurvivors': grpc.unary_unary_rpc_method_handler(
                     servicer.FreezeSurvivors,
@@ -288,6 +305,33 @@ class AggregatorService(object):
             '/fl_core.wire.v1.AggregatorService/WatchAggregation',
             fl__core_dot_wire_dot_v1_dot_aggregator__pb2.WatchAggregationRequest.SerializeToString,
             fl__core_dot_wire_dot_v1_dot_aggregator__pb2.WatchAggregationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AdmitUploads(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fl_core.wire.v1.AggregatorService/AdmitUploads',
+            fl__core_dot_wire_dot_v1_dot_aggregator__pb2.AdmitUploadsRequest.SerializeToString,
+            fl__core_dot_wire_dot_v1_dot_aggregator__pb2.AdmitUploadsResponse.FromString,
             options,
             channel_credentials,
             insecure,

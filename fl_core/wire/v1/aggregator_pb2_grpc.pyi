@@ -44,6 +44,12 @@ class AggregatorServiceStub:
     ]
     """coordinator: uploads as they are accepted or refused."""
 
+    AdmitUploads: grpc.UnaryUnaryMultiCallable[
+        fl_core.wire.v1.aggregator_pb2.AdmitUploadsRequest,
+        fl_core.wire.v1.aggregator_pb2.AdmitUploadsResponse,
+    ]
+    """coordinator: only these sites may upload: U2. Uploads of a secure session wait for it."""
+
     FreezeSurvivors: grpc.UnaryUnaryMultiCallable[
         fl_core.wire.v1.aggregator_pb2.FreezeSurvivorsRequest,
         fl_core.wire.v1.aggregator_pb2.FreezeSurvivorsResponse,
@@ -92,6 +98,12 @@ class AggregatorServiceAsyncStub:
         fl_core.wire.v1.aggregator_pb2.WatchAggregationResponse,
     ]
     """coordinator: uploads as they are accepted or refused."""
+
+    AdmitUploads: grpc.aio.UnaryUnaryMultiCallable[
+        fl_core.wire.v1.aggregator_pb2.AdmitUploadsRequest,
+        fl_core.wire.v1.aggregator_pb2.AdmitUploadsResponse,
+    ]
+    """coordinator: only these sites may upload: U2. Uploads of a secure session wait for it."""
 
     FreezeSurvivors: grpc.aio.UnaryUnaryMultiCallable[
         fl_core.wire.v1.aggregator_pb2.FreezeSurvivorsRequest,
@@ -149,6 +161,14 @@ class AggregatorServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[fl_core.wire.v1.aggregator_pb2.WatchAggregationResponse], collections.abc.AsyncIterator[fl_core.wire.v1.aggregator_pb2.WatchAggregationResponse]]:
         """coordinator: uploads as they are accepted or refused."""
+
+    @abc.abstractmethod
+    def AdmitUploads(
+        self,
+        request: fl_core.wire.v1.aggregator_pb2.AdmitUploadsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[fl_core.wire.v1.aggregator_pb2.AdmitUploadsResponse, collections.abc.Awaitable[fl_core.wire.v1.aggregator_pb2.AdmitUploadsResponse]]:
+        """coordinator: only these sites may upload: U2. Uploads of a secure session wait for it."""
 
     @abc.abstractmethod
     def FreezeSurvivors(

@@ -552,23 +552,65 @@ class CancelJobResponse(google.protobuf.message.Message):
 global___CancelJobResponse = CancelJobResponse
 
 @typing.final
+class GetTranscriptRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: builtins.int
+    ROUND_ID_FIELD_NUMBER: builtins.int
+    ATTEMPT_FIELD_NUMBER: builtins.int
+    job_id: builtins.str
+    round_id: builtins.int
+    attempt: builtins.int
+    """0 is the last one."""
+    def __init__(
+        self,
+        *,
+        job_id: builtins.str = ...,
+        round_id: builtins.int = ...,
+        attempt: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "job_id", b"job_id", "round_id", b"round_id"]) -> None: ...
+
+global___GetTranscriptRequest = GetTranscriptRequest
+
+@typing.final
+class GetTranscriptResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TRANSCRIPT_FIELD_NUMBER: builtins.int
+    transcript: builtins.bytes
+    """JSON, see docs/protocol.md."""
+    def __init__(
+        self,
+        *,
+        transcript: builtins.bytes = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["transcript", b"transcript"]) -> None: ...
+
+global___GetTranscriptResponse = GetTranscriptResponse
+
+@typing.final
 class AggregateHeader(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     INFO_FIELD_NUMBER: builtins.int
     STREAM_FIELD_NUMBER: builtins.int
+    PART_FIELD_NUMBER: builtins.int
     @property
     def info(self) -> fl_core.wire.v1.round_pb2.AggregateInfo: ...
     @property
     def stream(self) -> fl_core.wire.v1.tensors_pb2.StreamHeader: ...
+    @property
+    def part(self) -> fl_core.wire.v1.round_pb2.SignedPart: ...
     def __init__(
         self,
         *,
         info: fl_core.wire.v1.round_pb2.AggregateInfo | None = ...,
         stream: fl_core.wire.v1.tensors_pb2.StreamHeader | None = ...,
+        part: fl_core.wire.v1.round_pb2.SignedPart | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["info", b"info", "stream", b"stream"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["info", b"info", "stream", b"stream"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["info", b"info", "part", b"part", "stream", b"stream"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["info", b"info", "part", b"part", "stream", b"stream"]) -> None: ...
 
 global___AggregateHeader = AggregateHeader
 

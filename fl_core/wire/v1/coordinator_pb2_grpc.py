@@ -80,6 +80,11 @@ class CoordinatorServiceStub(object):
                 request_serializer=fl__core_dot_wire_dot_v1_dot_coordinator__pb2.CancelJobRequest.SerializeToString,
                 response_deserializer=fl__core_dot_wire_dot_v1_dot_coordinator__pb2.CancelJobResponse.FromString,
                 _registered_method=True)
+        self.GetTranscript = channel.unary_unary(
+                '/fl_core.wire.v1.CoordinatorService/GetTranscript',
+                request_serializer=fl__core_dot_wire_dot_v1_dot_coordinator__pb2.GetTranscriptRequest.SerializeToString,
+                response_deserializer=fl__core_dot_wire_dot_v1_dot_coordinator__pb2.GetTranscriptResponse.FromString,
+                _registered_method=True)
         self.ReportAggregate = channel.stream_unary(
                 '/fl_core.wire.v1.CoordinatorService/ReportAggregate',
                 request_serializer=fl__core_dot_wire_dot_v1_dot_coordinator__pb2.ReportAggregateRequest.SerializeToString,
@@ -153,6 +158,13 @@ class CoordinatorServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetTranscript(self, request, context):
+        """operator: the signed record of one ended attempt.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ReportAggregate(self, request_iterator, context):
         """aggregator: the sum of one session.
         """
@@ -207,6 +219,11 @@ def add_CoordinatorServiceServicer_to_server(servicer, server):
                     servicer.CancelJob,
                     request_deserializer=fl__core_dot_wire_dot_v1_dot_coordinator__pb2.CancelJobRequest.FromString,
                     response_serializer=fl__core_dot_wire_dot_v1_dot_coordinator__pb2.CancelJobResponse.SerializeToString,
+            ),
+            'GetTranscript': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetTranscript,
+                    request_deserializer=fl__core_dot_wire_dot_v1_dot_coordinator__pb2.GetTranscriptRequest.FromString,
+                    response_serializer=fl__core_dot_wire_dot_v1_dot_coordinator__pb2.GetTranscriptResponse.SerializeToString,
             ),
             'ReportAggregate': grpc.stream_unary_rpc_method_handler(
                     servicer.ReportAggregate,
@@ -457,6 +474,33 @@ class CoordinatorService(object):
             '/fl_core.wire.v1.CoordinatorService/CancelJob',
             fl__core_dot_wire_dot_v1_dot_coordinator__pb2.CancelJobRequest.SerializeToString,
             fl__core_dot_wire_dot_v1_dot_coordinator__pb2.CancelJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetTranscript(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fl_core.wire.v1.CoordinatorService/GetTranscript',
+            fl__core_dot_wire_dot_v1_dot_coordinator__pb2.GetTranscriptRequest.SerializeToString,
+            fl__core_dot_wire_dot_v1_dot_coordinator__pb2.GetTranscriptResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -74,6 +74,12 @@ class CoordinatorServiceStub:
     ]
     """operator"""
 
+    GetTranscript: grpc.UnaryUnaryMultiCallable[
+        fl_core.wire.v1.coordinator_pb2.GetTranscriptRequest,
+        fl_core.wire.v1.coordinator_pb2.GetTranscriptResponse,
+    ]
+    """operator: the signed record of one ended attempt."""
+
     ReportAggregate: grpc.StreamUnaryMultiCallable[
         fl_core.wire.v1.coordinator_pb2.ReportAggregateRequest,
         fl_core.wire.v1.coordinator_pb2.ReportAggregateResponse,
@@ -134,6 +140,12 @@ class CoordinatorServiceAsyncStub:
         fl_core.wire.v1.coordinator_pb2.CancelJobResponse,
     ]
     """operator"""
+
+    GetTranscript: grpc.aio.UnaryUnaryMultiCallable[
+        fl_core.wire.v1.coordinator_pb2.GetTranscriptRequest,
+        fl_core.wire.v1.coordinator_pb2.GetTranscriptResponse,
+    ]
+    """operator: the signed record of one ended attempt."""
 
     ReportAggregate: grpc.aio.StreamUnaryMultiCallable[
         fl_core.wire.v1.coordinator_pb2.ReportAggregateRequest,
@@ -213,6 +225,14 @@ class CoordinatorServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[fl_core.wire.v1.coordinator_pb2.CancelJobResponse, collections.abc.Awaitable[fl_core.wire.v1.coordinator_pb2.CancelJobResponse]]:
         """operator"""
+
+    @abc.abstractmethod
+    def GetTranscript(
+        self,
+        request: fl_core.wire.v1.coordinator_pb2.GetTranscriptRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[fl_core.wire.v1.coordinator_pb2.GetTranscriptResponse, collections.abc.Awaitable[fl_core.wire.v1.coordinator_pb2.GetTranscriptResponse]]:
+        """operator: the signed record of one ended attempt."""
 
     @abc.abstractmethod
     def ReportAggregate(

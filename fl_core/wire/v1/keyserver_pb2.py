@@ -27,7 +27,7 @@ from fl_core.wire.v1 import secagg_pb2 as fl__core_dot_wire_dot_v1_dot_secagg__p
 from fl_core.wire.v1 import status_pb2 as fl__core_dot_wire_dot_v1_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x66l_core/wire/v1/keyserver.proto\x12\x0f\x66l_core.wire.v1\x1a\x1b\x66l_core/wire/v1/round.proto\x1a\x1c\x66l_core/wire/v1/secagg.proto\x1a\x1c\x66l_core/wire/v1/status.proto\"1\n\x0cSessionHello\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\r\n\x05index\x18\x02 \x01(\r\"\xbd\x01\n\x13\x45xchangeKeysRequest\x12.\n\x05hello\x18\x01 \x01(\x0b\x32\x1d.fl_core.wire.v1.SessionHelloH\x00\x12:\n\radvertisement\x18\x02 \x01(\x0b\x32!.fl_core.wire.v1.KeyAdvertisementH\x00\x12/\n\x06shares\x18\x03 \x01(\x0b\x32\x1d.fl_core.wire.v1.SealedSharesH\x00\x42\t\n\x07message\"\x87\x01\n\x14\x45xchangeKeysResponse\x12\x32\n\tdirectory\x18\x01 \x01(\x0b\x32\x1d.fl_core.wire.v1.KeyDirectoryH\x00\x12\x30\n\x06shares\x18\x02 \x01(\x0b\x32\x1e.fl_core.wire.v1.RelayedSharesH\x00\x42\t\n\x07message\"\xbc\x01\n\x13RevealSharesRequest\x12.\n\x05hello\x18\x01 \x01(\x0b\x32\x1d.fl_core.wire.v1.SessionHelloH\x00\x12\x37\n\tsignature\x18\x02 \x01(\x0b\x32\".fl_core.wire.v1.SurvivorSignatureH\x00\x12\x31\n\x06shares\x18\x03 \x01(\x0b\x32\x1f.fl_core.wire.v1.RevealedSharesH\x00\x42\t\n\x07message\"\x0c\n\nRevealDone\"\xb5\x01\n\x14RevealSharesResponse\x12\x31\n\tsurvivors\x18\x01 \x01(\x0b\x32\x1c.fl_core.wire.v1.SurvivorSetH\x00\x12\x32\n\x05proof\x18\x02 \x01(\x0b\x32!.fl_core.wire.v1.ConsistencyProofH\x00\x12+\n\x04\x64one\x18\x03 \x01(\x0b\x32\x1b.fl_core.wire.v1.RevealDoneH\x00\x42\t\n\x07message\"?\n\x13OpenExchangeRequest\x12(\n\x04plan\x18\x01 \x01(\x0b\x32\x1a.fl_core.wire.v1.RoundPlan\"*\n\x14OpenExchangeResponse\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\"*\n\x14WatchExchangeRequest\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\"O\n\x0eIndexedDropout\x12\r\n\x05index\x18\x01 \x01(\r\x12.\n\x06reason\x18\x02 \x01(\x0e\x32\x1e.fl_core.wire.v1.DropoutReason\"\x9a\x02\n\x0e\x45xchangeClosed\x12\x12\n\nadvertised\x18\x01 \x03(\r\x12\x0e\n\x06shared\x18\x02 \x03(\r\x12>\n\x08\x62ytes_up\x18\x03 \x03(\x0b\x32,.fl_core.wire.v1.ExchangeClosed.BytesUpEntry\x12\x42\n\nbytes_down\x18\x04 \x03(\x0b\x32..fl_core.wire.v1.ExchangeClosed.BytesDownEntry\x1a.\n\x0c\x42ytesUpEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x1a\x30\n\x0e\x42ytesDownEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"&\n\nKeysFrozen\x12\x18\n\x10\x64irectory_digest\x18\x01 \x01(\x0c\"R\n\x13RevealBeaconRequest\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\'\n\x06\x62\x65\x61\x63on\x18\x02 \x01(\x0b\x32\x17.fl_core.wire.v1.Beacon\"\x16\n\x14RevealBeaconResponse\"P\n\x0e\x45xchangeFailed\x12.\n\x06reason\x18\x01 \x01(\x0e\x32\x1e.fl_core.wire.v1.AbandonReason\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\"\xe9\x01\n\x15WatchExchangeResponse\x12\x32\n\x07\x64ropout\x18\x01 \x01(\x0b\x32\x1f.fl_core.wire.v1.IndexedDropoutH\x00\x12\x31\n\x06\x63losed\x18\x02 \x01(\x0b\x32\x1f.fl_core.wire.v1.ExchangeClosedH\x00\x12\x31\n\x06\x66\x61iled\x18\x03 \x01(\x0b\x32\x1f.fl_core.wire.v1.ExchangeFailedH\x00\x12-\n\x06\x66rozen\x18\x04 \x01(\x0b\x32\x1b.fl_core.wire.v1.KeysFrozenH\x00\x42\x07\n\x05\x65vent\"6\n\x0fMarkLostRequest\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x0f\n\x07indices\x18\x02 \x03(\r\"\x12\n\x10MarkLostResponse\"6\n\rUnmaskRequest\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x11\n\tsurvivors\x18\x02 \x03(\r\"\x8c\x03\n\x0eUnmaskResponse\x12/\n\x07\x66\x61ilure\x18\x01 \x01(\x0e\x32\x1e.fl_core.wire.v1.AbandonReason\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\x12\x31\n\x08\x64ropouts\x18\x03 \x03(\x0b\x32\x1f.fl_core.wire.v1.IndexedDropout\x12\x0e\n\x06signed\x18\x04 \x03(\r\x12\x10\n\x08revealed\x18\x05 \x03(\r\x12>\n\x08\x62ytes_up\x18\x06 \x03(\x0b\x32,.fl_core.wire.v1.UnmaskResponse.BytesUpEntry\x12\x42\n\nbytes_down\x18\x07 \x03(\x0b\x32..fl_core.wire.v1.UnmaskResponse.BytesDownEntry\x1a.\n\x0c\x42ytesUpEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x1a\x30\n\x0e\x42ytesDownEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\",\n\x16\x41\x62\x61ndonExchangeRequest\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\"\x19\n\x17\x41\x62\x61ndonExchangeResponse2\xc6\x06\n\x10KeyServerService\x12_\n\x0c\x45xchangeKeys\x12$.fl_core.wire.v1.ExchangeKeysRequest\x1a%.fl_core.wire.v1.ExchangeKeysResponse(\x01\x30\x01\x12_\n\x0cRevealShares\x12$.fl_core.wire.v1.RevealSharesRequest\x1a%.fl_core.wire.v1.RevealSharesResponse(\x01\x30\x01\x12[\n\x0cOpenExchange\x12$.fl_core.wire.v1.OpenExchangeRequest\x1a%.fl_core.wire.v1.OpenExchangeResponse\x12`\n\rWatchExchange\x12%.fl_core.wire.v1.WatchExchangeRequest\x1a&.fl_core.wire.v1.WatchExchangeResponse0\x01\x12[\n\x0cRevealBeacon\x12$.fl_core.wire.v1.RevealBeaconRequest\x1a%.fl_core.wire.v1.RevealBeaconResponse\x12O\n\x08MarkLost\x12 .fl_core.wire.v1.MarkLostRequest\x1a!.fl_core.wire.v1.MarkLostResponse\x12I\n\x06Unmask\x12\x1e.fl_core.wire.v1.UnmaskRequest\x1a\x1f.fl_core.wire.v1.UnmaskResponse\x12\x64\n\x0f\x41\x62\x61ndonExchange\x12\'.fl_core.wire.v1.AbandonExchangeRequest\x1a(.fl_core.wire.v1.AbandonExchangeResponse\x12R\n\tGetStatus\x12!.fl_core.wire.v1.GetStatusRequest\x1a\".fl_core.wire.v1.GetStatusResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x66l_core/wire/v1/keyserver.proto\x12\x0f\x66l_core.wire.v1\x1a\x1b\x66l_core/wire/v1/round.proto\x1a\x1c\x66l_core/wire/v1/secagg.proto\x1a\x1c\x66l_core/wire/v1/status.proto\"1\n\x0cSessionHello\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\r\n\x05index\x18\x02 \x01(\r\"\xbd\x01\n\x13\x45xchangeKeysRequest\x12.\n\x05hello\x18\x01 \x01(\x0b\x32\x1d.fl_core.wire.v1.SessionHelloH\x00\x12:\n\radvertisement\x18\x02 \x01(\x0b\x32!.fl_core.wire.v1.KeyAdvertisementH\x00\x12/\n\x06shares\x18\x03 \x01(\x0b\x32\x1d.fl_core.wire.v1.SealedSharesH\x00\x42\t\n\x07message\"\x87\x01\n\x14\x45xchangeKeysResponse\x12\x32\n\tdirectory\x18\x01 \x01(\x0b\x32\x1d.fl_core.wire.v1.KeyDirectoryH\x00\x12\x30\n\x06shares\x18\x02 \x01(\x0b\x32\x1e.fl_core.wire.v1.RelayedSharesH\x00\x42\t\n\x07message\"\xbc\x01\n\x13RevealSharesRequest\x12.\n\x05hello\x18\x01 \x01(\x0b\x32\x1d.fl_core.wire.v1.SessionHelloH\x00\x12\x37\n\tsignature\x18\x02 \x01(\x0b\x32\".fl_core.wire.v1.SurvivorSignatureH\x00\x12\x31\n\x06shares\x18\x03 \x01(\x0b\x32\x1f.fl_core.wire.v1.RevealedSharesH\x00\x42\t\n\x07message\"\x0c\n\nRevealDone\"\xb5\x01\n\x14RevealSharesResponse\x12\x31\n\tsurvivors\x18\x01 \x01(\x0b\x32\x1c.fl_core.wire.v1.SurvivorSetH\x00\x12\x32\n\x05proof\x18\x02 \x01(\x0b\x32!.fl_core.wire.v1.ConsistencyProofH\x00\x12+\n\x04\x64one\x18\x03 \x01(\x0b\x32\x1b.fl_core.wire.v1.RevealDoneH\x00\x42\t\n\x07message\"?\n\x13OpenExchangeRequest\x12(\n\x04plan\x18\x01 \x01(\x0b\x32\x1a.fl_core.wire.v1.RoundPlan\"*\n\x14OpenExchangeResponse\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\"*\n\x14WatchExchangeRequest\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\"O\n\x0eIndexedDropout\x12\r\n\x05index\x18\x01 \x01(\r\x12.\n\x06reason\x18\x02 \x01(\x0e\x32\x1e.fl_core.wire.v1.DropoutReason\"\xc5\x02\n\x0e\x45xchangeClosed\x12\x12\n\nadvertised\x18\x01 \x03(\r\x12\x0e\n\x06shared\x18\x02 \x03(\r\x12>\n\x08\x62ytes_up\x18\x03 \x03(\x0b\x32,.fl_core.wire.v1.ExchangeClosed.BytesUpEntry\x12\x42\n\nbytes_down\x18\x04 \x03(\x0b\x32..fl_core.wire.v1.ExchangeClosed.BytesDownEntry\x12)\n\x04part\x18\x05 \x01(\x0b\x32\x1b.fl_core.wire.v1.SignedPart\x1a.\n\x0c\x42ytesUpEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x1a\x30\n\x0e\x42ytesDownEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"&\n\nKeysFrozen\x12\x18\n\x10\x64irectory_digest\x18\x01 \x01(\x0c\"R\n\x13RevealBeaconRequest\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\'\n\x06\x62\x65\x61\x63on\x18\x02 \x01(\x0b\x32\x17.fl_core.wire.v1.Beacon\"\x16\n\x14RevealBeaconResponse\"P\n\x0e\x45xchangeFailed\x12.\n\x06reason\x18\x01 \x01(\x0e\x32\x1e.fl_core.wire.v1.AbandonReason\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\"\xe9\x01\n\x15WatchExchangeResponse\x12\x32\n\x07\x64ropout\x18\x01 \x01(\x0b\x32\x1f.fl_core.wire.v1.IndexedDropoutH\x00\x12\x31\n\x06\x63losed\x18\x02 \x01(\x0b\x32\x1f.fl_core.wire.v1.ExchangeClosedH\x00\x12\x31\n\x06\x66\x61iled\x18\x03 \x01(\x0b\x32\x1f.fl_core.wire.v1.ExchangeFailedH\x00\x12-\n\x06\x66rozen\x18\x04 \x01(\x0b\x32\x1b.fl_core.wire.v1.KeysFrozenH\x00\x42\x07\n\x05\x65vent\"6\n\x0fMarkLostRequest\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x0f\n\x07indices\x18\x02 \x03(\r\"\x12\n\x10MarkLostResponse\"c\n\rUnmaskRequest\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x11\n\tsurvivors\x18\x02 \x03(\r\x12+\n\x06\x66rozen\x18\x03 \x01(\x0b\x32\x1b.fl_core.wire.v1.SignedPart\"\xb7\x03\n\x0eUnmaskResponse\x12/\n\x07\x66\x61ilure\x18\x01 \x01(\x0e\x32\x1e.fl_core.wire.v1.AbandonReason\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\x12\x31\n\x08\x64ropouts\x18\x03 \x03(\x0b\x32\x1f.fl_core.wire.v1.IndexedDropout\x12\x0e\n\x06signed\x18\x04 \x03(\r\x12\x10\n\x08revealed\x18\x05 \x03(\r\x12>\n\x08\x62ytes_up\x18\x06 \x03(\x0b\x32,.fl_core.wire.v1.UnmaskResponse.BytesUpEntry\x12\x42\n\nbytes_down\x18\x07 \x03(\x0b\x32..fl_core.wire.v1.UnmaskResponse.BytesDownEntry\x12)\n\x04part\x18\x08 \x01(\x0b\x32\x1b.fl_core.wire.v1.SignedPart\x1a.\n\x0c\x42ytesUpEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x1a\x30\n\x0e\x42ytesDownEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\",\n\x16\x41\x62\x61ndonExchangeRequest\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\"\x19\n\x17\x41\x62\x61ndonExchangeResponse2\xc6\x06\n\x10KeyServerService\x12_\n\x0c\x45xchangeKeys\x12$.fl_core.wire.v1.ExchangeKeysRequest\x1a%.fl_core.wire.v1.ExchangeKeysResponse(\x01\x30\x01\x12_\n\x0cRevealShares\x12$.fl_core.wire.v1.RevealSharesRequest\x1a%.fl_core.wire.v1.RevealSharesResponse(\x01\x30\x01\x12[\n\x0cOpenExchange\x12$.fl_core.wire.v1.OpenExchangeRequest\x1a%.fl_core.wire.v1.OpenExchangeResponse\x12`\n\rWatchExchange\x12%.fl_core.wire.v1.WatchExchangeRequest\x1a&.fl_core.wire.v1.WatchExchangeResponse0\x01\x12[\n\x0cRevealBeacon\x12$.fl_core.wire.v1.RevealBeaconRequest\x1a%.fl_core.wire.v1.RevealBeaconResponse\x12O\n\x08MarkLost\x12 .fl_core.wire.v1.MarkLostRequest\x1a!.fl_core.wire.v1.MarkLostResponse\x12I\n\x06Unmask\x12\x1e.fl_core.wire.v1.UnmaskRequest\x1a\x1f.fl_core.wire.v1.UnmaskResponse\x12\x64\n\x0f\x41\x62\x61ndonExchange\x12\'.fl_core.wire.v1.AbandonExchangeRequest\x1a(.fl_core.wire.v1.AbandonExchangeResponse\x12R\n\tGetStatus\x12!.fl_core.wire.v1.GetStatusRequest\x1a\".fl_core.wire.v1.GetStatusResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -63,37 +63,37 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_INDEXEDDROPOUT']._serialized_start=1064
   _globals['_INDEXEDDROPOUT']._serialized_end=1143
   _globals['_EXCHANGECLOSED']._serialized_start=1146
-  _globals['_EXCHANGECLOSED']._serialized_end=1428
-  _globals['_EXCHANGECLOSED_BYTESUPENTRY']._serialized_start=1332
-  _globals['_EXCHANGECLOSED_BYTESUPENTRY']._serialized_end=1378
-  _globals['_EXCHANGECLOSED_BYTESDOWNENTRY']._serialized_start=1380
-  _globals['_EXCHANGECLOSED_BYTESDOWNENTRY']._serialized_end=1428
-  _globals['_KEYSFROZEN']._serialized_start=1430
-  _globals['_KEYSFROZEN']._serialized_end=1468
-  _globals['_REVEALBEACONREQUEST']._serialized_start=1470
-  _globals['_REVEALBEACONREQUEST']._serialized_end=1552
-  _globals['_REVEALBEACONRESPONSE']._serialized_start=1554
-  _globals['_REVEALBEACONRESPONSE']._serialized_end=1576
-  _globals['_EXCHANGEFAILED']._serialized_start=1578
-  _globals['_EXCHANGEFAILED']._serialized_end=1658
-  _globals['_WATCHEXCHANGERESPONSE']._serialized_start=1661
-  _globals['_WATCHEXCHANGERESPONSE']._serialized_end=1894
-  _globals['_MARKLOSTREQUEST']._serialized_start=1896
-  _globals['_MARKLOSTREQUEST']._serialized_end=1950
-  _globals['_MARKLOSTRESPONSE']._serialized_start=1952
-  _globals['_MARKLOSTRESPONSE']._serialized_end=1970
-  _globals['_UNMASKREQUEST']._serialized_start=1972
-  _globals['_UNMASKREQUEST']._serialized_end=2026
-  _globals['_UNMASKRESPONSE']._serialized_start=2029
-  _globals['_UNMASKRESPONSE']._serialized_end=2425
-  _globals['_UNMASKRESPONSE_BYTESUPENTRY']._serialized_start=1332
-  _globals['_UNMASKRESPONSE_BYTESUPENTRY']._serialized_end=1378
-  _globals['_UNMASKRESPONSE_BYTESDOWNENTRY']._serialized_start=1380
-  _globals['_UNMASKRESPONSE_BYTESDOWNENTRY']._serialized_end=1428
-  _globals['_ABANDONEXCHANGEREQUEST']._serialized_start=2427
-  _globals['_ABANDONEXCHANGEREQUEST']._serialized_end=2471
-  _globals['_ABANDONEXCHANGERESPONSE']._serialized_start=2473
-  _globals['_ABANDONEXCHANGERESPONSE']._serialized_end=2498
-  _globals['_KEYSERVERSERVICE']._serialized_start=2501
-  _globals['_KEYSERVERSERVICE']._serialized_end=3339
+  _globals['_EXCHANGECLOSED']._serialized_end=1471
+  _globals['_EXCHANGECLOSED_BYTESUPENTRY']._serialized_start=1375
+  _globals['_EXCHANGECLOSED_BYTESUPENTRY']._serialized_end=1421
+  _globals['_EXCHANGECLOSED_BYTESDOWNENTRY']._serialized_start=1423
+  _globals['_EXCHANGECLOSED_BYTESDOWNENTRY']._serialized_end=1471
+  _globals['_KEYSFROZEN']._serialized_start=1473
+  _globals['_KEYSFROZEN']._serialized_end=1511
+  _globals['_REVEALBEACONREQUEST']._serialized_start=1513
+  _globals['_REVEALBEACONREQUEST']._serialized_end=1595
+  _globals['_REVEALBEACONRESPONSE']._serialized_start=1597
+  _globals['_REVEALBEACONRESPONSE']._serialized_end=1619
+  _globals['_EXCHANGEFAILED']._serialized_start=1621
+  _globals['_EXCHANGEFAILED']._serialized_end=1701
+  _globals['_WATCHEXCHANGERESPONSE']._serialized_start=1704
+  _globals['_WATCHEXCHANGERESPONSE']._serialized_end=1937
+  _globals['_MARKLOSTREQUEST']._serialized_start=1939
+  _globals['_MARKLOSTREQUEST']._serialized_end=1993
+  _globals['_MARKLOSTRESPONSE']._serialized_start=1995
+  _globals['_MARKLOSTRESPONSE']._serialized_end=2013
+  _globals['_UNMASKREQUEST']._serialized_start=2015
+  _globals['_UNMASKREQUEST']._serialized_end=2114
+  _globals['_UNMASKRESPONSE']._serialized_start=2117
+  _globals['_UNMASKRESPONSE']._serialized_end=2556
+  _globals['_UNMASKRESPONSE_BYTESUPENTRY']._serialized_start=1375
+  _globals['_UNMASKRESPONSE_BYTESUPENTRY']._serialized_end=1421
+  _globals['_UNMASKRESPONSE_BYTESDOWNENTRY']._serialized_start=1423
+  _globals['_UNMASKRESPONSE_BYTESDOWNENTRY']._serialized_end=1471
+  _globals['_ABANDONEXCHANGEREQUEST']._serialized_start=2558
+  _globals['_ABANDONEXCHANGEREQUEST']._serialized_end=2602
+  _globals['_ABANDONEXCHANGERESPONSE']._serialized_start=2604
+  _globals['_ABANDONEXCHANGERESPONSE']._serialized_end=2629
+  _globals['_KEYSERVERSERVICE']._serialized_start=2632
+  _globals['_KEYSERVERSERVICE']._serialized_end=3470
 # @@protoc_insertion_point(module_scope)

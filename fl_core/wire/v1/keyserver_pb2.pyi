@@ -247,6 +247,7 @@ class ExchangeClosed(google.protobuf.message.Message):
     SHARED_FIELD_NUMBER: builtins.int
     BYTES_UP_FIELD_NUMBER: builtins.int
     BYTES_DOWN_FIELD_NUMBER: builtins.int
+    PART_FIELD_NUMBER: builtins.int
     @property
     def advertised(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """U1 and U2."""
@@ -259,6 +260,8 @@ class ExchangeClosed(google.protobuf.message.Message):
 
     @property
     def bytes_down(self) -> google.protobuf.internal.containers.ScalarMap[builtins.int, builtins.int]: ...
+    @property
+    def part(self) -> fl_core.wire.v1.round_pb2.SignedPart: ...
     def __init__(
         self,
         *,
@@ -266,8 +269,10 @@ class ExchangeClosed(google.protobuf.message.Message):
         shared: collections.abc.Iterable[builtins.int] | None = ...,
         bytes_up: collections.abc.Mapping[builtins.int, builtins.int] | None = ...,
         bytes_down: collections.abc.Mapping[builtins.int, builtins.int] | None = ...,
+        part: fl_core.wire.v1.round_pb2.SignedPart | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["advertised", b"advertised", "bytes_down", b"bytes_down", "bytes_up", b"bytes_up", "shared", b"shared"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["part", b"part"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["advertised", b"advertised", "bytes_down", b"bytes_down", "bytes_up", b"bytes_up", "part", b"part", "shared", b"shared"]) -> None: ...
 
 global___ExchangeClosed = ExchangeClosed
 
@@ -401,16 +406,23 @@ class UnmaskRequest(google.protobuf.message.Message):
 
     SESSION_ID_FIELD_NUMBER: builtins.int
     SURVIVORS_FIELD_NUMBER: builtins.int
+    FROZEN_FIELD_NUMBER: builtins.int
     session_id: builtins.bytes
     @property
     def survivors(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
+    @property
+    def frozen(self) -> fl_core.wire.v1.round_pb2.SignedPart:
+        """What the aggregator stated when it froze them."""
+
     def __init__(
         self,
         *,
         session_id: builtins.bytes = ...,
         survivors: collections.abc.Iterable[builtins.int] | None = ...,
+        frozen: fl_core.wire.v1.round_pb2.SignedPart | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["session_id", b"session_id", "survivors", b"survivors"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["frozen", b"frozen"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["frozen", b"frozen", "session_id", b"session_id", "survivors", b"survivors"]) -> None: ...
 
 global___UnmaskRequest = UnmaskRequest
 
@@ -457,6 +469,7 @@ class UnmaskResponse(google.protobuf.message.Message):
     REVEALED_FIELD_NUMBER: builtins.int
     BYTES_UP_FIELD_NUMBER: builtins.int
     BYTES_DOWN_FIELD_NUMBER: builtins.int
+    PART_FIELD_NUMBER: builtins.int
     failure: fl_core.wire.v1.round_pb2.AbandonReason.ValueType
     """Set when no mask was released."""
     detail: builtins.str
@@ -474,6 +487,8 @@ class UnmaskResponse(google.protobuf.message.Message):
 
     @property
     def bytes_down(self) -> google.protobuf.internal.containers.ScalarMap[builtins.int, builtins.int]: ...
+    @property
+    def part(self) -> fl_core.wire.v1.round_pb2.SignedPart: ...
     def __init__(
         self,
         *,
@@ -484,8 +499,10 @@ class UnmaskResponse(google.protobuf.message.Message):
         revealed: collections.abc.Iterable[builtins.int] | None = ...,
         bytes_up: collections.abc.Mapping[builtins.int, builtins.int] | None = ...,
         bytes_down: collections.abc.Mapping[builtins.int, builtins.int] | None = ...,
+        part: fl_core.wire.v1.round_pb2.SignedPart | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["bytes_down", b"bytes_down", "bytes_up", b"bytes_up", "detail", b"detail", "dropouts", b"dropouts", "failure", b"failure", "revealed", b"revealed", "signed", b"signed"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["part", b"part"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["bytes_down", b"bytes_down", "bytes_up", b"bytes_up", "detail", b"detail", "dropouts", b"dropouts", "failure", b"failure", "part", b"part", "revealed", b"revealed", "signed", b"signed"]) -> None: ...
 
 global___UnmaskResponse = UnmaskResponse
 

@@ -85,6 +85,10 @@ class _DropoutReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._
     DROPOUT_REASON_BAD_SHARES: _DropoutReason.ValueType  # 12
     DROPOUT_REASON_UNMASK_TIMEOUT: _DropoutReason.ValueType  # 13
     DROPOUT_REASON_PROTOCOL_VIOLATION: _DropoutReason.ValueType  # 14
+    DROPOUT_REASON_FALSE_REVEAL: _DropoutReason.ValueType  # 15
+    """Blamed by the key server: it revealed a share that is not what its dealer committed to."""
+    DROPOUT_REASON_FALSE_DEALING: _DropoutReason.ValueType  # 16
+    """Blamed by the key server: its shares do not rebuild what it advertised, or were unusable for too many."""
 
 class DropoutReason(_DropoutReason, metaclass=_DropoutReasonEnumTypeWrapper):
     """Why a site that was invited is not among the survivors, or did not finish."""
@@ -104,6 +108,10 @@ DROPOUT_REASON_BAD_KEY: DropoutReason.ValueType  # 11
 DROPOUT_REASON_BAD_SHARES: DropoutReason.ValueType  # 12
 DROPOUT_REASON_UNMASK_TIMEOUT: DropoutReason.ValueType  # 13
 DROPOUT_REASON_PROTOCOL_VIOLATION: DropoutReason.ValueType  # 14
+DROPOUT_REASON_FALSE_REVEAL: DropoutReason.ValueType  # 15
+"""Blamed by the key server: it revealed a share that is not what its dealer committed to."""
+DROPOUT_REASON_FALSE_DEALING: DropoutReason.ValueType  # 16
+"""Blamed by the key server: its shares do not rebuild what it advertised, or were unusable for too many."""
 global___DropoutReason = DropoutReason
 
 class _AbandonReason:
@@ -436,6 +444,33 @@ class RoundPlan(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["aggregation", b"aggregation", "aggregator", b"aggregator", "attempt", b"attempt", "chunk_bytes", b"chunk_bytes", "codec", b"codec", "graph", b"graph", "job_id", b"job_id", "keyserver", b"keyserver", "manifest", b"manifest", "max_corrupt", b"max_corrupt", "max_dropout", b"max_dropout", "max_weight", b"max_weight", "min_survivors", b"min_survivors", "model_digest", b"model_digest", "model_version", b"model_version", "roster", b"roster", "round_id", b"round_id", "schedule", b"schedule", "threshold", b"threshold", "training", b"training"]) -> None: ...
 
 global___RoundPlan = RoundPlan
+
+@typing.final
+class SignedPart(google.protobuf.message.Message):
+    """What one service states about one attempt, signed by its certificate: a part of the attempt's transcript."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: builtins.int
+    BODY_FIELD_NUMBER: builtins.int
+    CERTIFICATE_DER_FIELD_NUMBER: builtins.int
+    SIGNATURE_FIELD_NUMBER: builtins.int
+    kind: builtins.str
+    body: builtins.bytes
+    """Canonical JSON."""
+    certificate_der: builtins.bytes
+    signature: builtins.bytes
+    def __init__(
+        self,
+        *,
+        kind: builtins.str = ...,
+        body: builtins.bytes = ...,
+        certificate_der: builtins.bytes = ...,
+        signature: builtins.bytes = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["body", b"body", "certificate_der", b"certificate_der", "kind", b"kind", "signature", b"signature"]) -> None: ...
+
+global___SignedPart = SignedPart
 
 @typing.final
 class AggregateInfo(google.protobuf.message.Message):

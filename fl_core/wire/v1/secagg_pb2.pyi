@@ -136,35 +136,42 @@ class SealedShare(google.protobuf.message.Message):
     SENDER_FIELD_NUMBER: builtins.int
     RECIPIENT_FIELD_NUMBER: builtins.int
     CIPHERTEXT_FIELD_NUMBER: builtins.int
+    COMMITMENTS_FIELD_NUMBER: builtins.int
     sender: builtins.int
     recipient: builtins.int
     ciphertext: builtins.bytes
+    commitments: builtins.bytes
+    """16 bytes for the share of the mask key, 16 for that of the self-mask seed."""
     def __init__(
         self,
         *,
         sender: builtins.int = ...,
         recipient: builtins.int = ...,
         ciphertext: builtins.bytes = ...,
+        commitments: builtins.bytes = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["ciphertext", b"ciphertext", "recipient", b"recipient", "sender", b"sender"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["ciphertext", b"ciphertext", "commitments", b"commitments", "recipient", b"recipient", "sender", b"sender"]) -> None: ...
 
 global___SealedShare = SealedShare
 
 @typing.final
 class SealedShares(google.protobuf.message.Message):
-    """Round 1, site to key server: one for every neighbour."""
+    """Round 1, site to key server: one for every neighbour, and commitments to the shares that the site keeps."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     SHARES_FIELD_NUMBER: builtins.int
+    OWN_COMMITMENTS_FIELD_NUMBER: builtins.int
+    own_commitments: builtins.bytes
     @property
     def shares(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___SealedShare]: ...
     def __init__(
         self,
         *,
         shares: collections.abc.Iterable[global___SealedShare] | None = ...,
+        own_commitments: builtins.bytes = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["shares", b"shares"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["own_commitments", b"own_commitments", "shares", b"shares"]) -> None: ...
 
 global___SealedShares = SealedShares
 
@@ -188,19 +195,28 @@ global___RelayedShares = RelayedShares
 
 @typing.final
 class SurvivorSet(google.protobuf.message.Message):
-    """Round 3, key server to U3: who uploaded."""
+    """Round 3, key server to U3: who uploaded, and proof that the upload of the recipient is among those that are summed."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     SURVIVORS_FIELD_NUMBER: builtins.int
+    UPLOADS_ROOT_FIELD_NUMBER: builtins.int
+    INCLUSION_PATH_FIELD_NUMBER: builtins.int
+    uploads_root: builtins.bytes
     @property
     def survivors(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
+    @property
+    def inclusion_path(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]:
+        """From the recipient's leaf to the root."""
+
     def __init__(
         self,
         *,
         survivors: collections.abc.Iterable[builtins.int] | None = ...,
+        uploads_root: builtins.bytes = ...,
+        inclusion_path: collections.abc.Iterable[builtins.bytes] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["survivors", b"survivors"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["inclusion_path", b"inclusion_path", "survivors", b"survivors", "uploads_root", b"uploads_root"]) -> None: ...
 
 global___SurvivorSet = SurvivorSet
 
@@ -271,18 +287,24 @@ class RevealedShares(google.protobuf.message.Message):
     INDEX_FIELD_NUMBER: builtins.int
     SELF_SEED_SHARES_FIELD_NUMBER: builtins.int
     MASK_KEY_SHARES_FIELD_NUMBER: builtins.int
+    COMPLAINTS_FIELD_NUMBER: builtins.int
     index: builtins.int
     @property
     def self_seed_shares(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___RevealedShare]: ...
     @property
     def mask_key_shares(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___RevealedShare]: ...
+    @property
+    def complaints(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """Peers whose sealed shares did not open, or were not what they committed to."""
+
     def __init__(
         self,
         *,
         index: builtins.int = ...,
         self_seed_shares: collections.abc.Iterable[global___RevealedShare] | None = ...,
         mask_key_shares: collections.abc.Iterable[global___RevealedShare] | None = ...,
+        complaints: collections.abc.Iterable[builtins.int] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["index", b"index", "mask_key_shares", b"mask_key_shares", "self_seed_shares", b"self_seed_shares"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["complaints", b"complaints", "index", b"index", "mask_key_shares", b"mask_key_shares", "self_seed_shares", b"self_seed_shares"]) -> None: ...
 
 global___RevealedShares = RevealedShares
