@@ -75,12 +75,12 @@ def choose_cohort(connected: Iterable[ClientId], bounds: CohortBounds, entropy: 
     if len(pool) <= bounds.max:
         return tuple(pool)
     for place in range(bounds.max):
-        chosen = place + _below(len(pool) - place, entropy)
+        chosen = place + draw_below(len(pool) - place, entropy)
         pool[place], pool[chosen] = pool[chosen], pool[place]
     return tuple(sorted(pool[: bounds.max]))
 
 
-def _below(limit: int, entropy: Entropy) -> int:
+def draw_below(limit: int, entropy: Entropy) -> int:
     """A number below `limit`, each equally likely: draws that would favour small ones are thrown away."""
     fair = (1 << 64) // limit * limit
     while True:
