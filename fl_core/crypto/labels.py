@@ -34,6 +34,12 @@ TRANSCRIPT_PART = b"tacit/transcript-part/v1"
 TRANSCRIPT_LINK = b"tacit/transcript-link/v1"
 AGGREGATE = b"tacit/aggregate/v1"
 SIMULATION = b"tacit/simulation/v1"
+PAILLIER_KEY = b"tacit/paillier/key/v1"
+PAILLIER_BASE = b"tacit/paillier/base/v1"
+PAILLIER_PAD = b"tacit/paillier/pad/v1"
+PAILLIER_KEY_FILE = b"tacit/paillier/key-file/v1"
+PAILLIER_PROOF = b"tacit/paillier/proof/v1"
+PAILLIER_VERIFICATION = b"tacit/paillier/verification/v1"
 
 Field = bytes | str | int | float | bool
 
