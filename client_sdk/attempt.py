@@ -19,7 +19,8 @@ from client_sdk.leaving import too_late_means
 from client_sdk.observer import SiteObserver, tell
 from client_sdk.policy import SitePolicy, check_invitation
 from client_sdk.reveal import Unmasking
-from client_sdk.training import TrainedUpdate, TrainerThread
+from client_sdk.trained import TrainedUpdate
+from client_sdk.training import TrainerThread
 from client_sdk.upload import Upload, send_upload
 from fl_core.rounds.machine import DropoutReason
 from fl_core.rounds.plan import Aggregation, RoundPlan

@@ -60,6 +60,8 @@ class SiteConfig:
         policy: what the site insists on.
         record_plain_updates: a folder in which the site leaves its updates **before** they are masked, for an audit
             of the sum. Whoever reads that folder reads the updates.
+        keep_training_after_s: an update that took at least this many seconds to train is kept in `state_dir` until
+            its round is over, sealed with a key that only this site can derive, so that a restart does not train again.
         log: what `Site.run` logs.
 
     Raises:
@@ -75,6 +77,7 @@ class SiteConfig:
     client_id: str | None = None
     policy: SitePolicy = field(default_factory=SitePolicy)
     record_plain_updates: Path | None = None
+    keep_training_after_s: float = 1.0
     log: LogConfig = field(default_factory=LogConfig)
 
     def __post_init__(self) -> None:
@@ -85,6 +88,9 @@ class SiteConfig:
                 raise ConfigError(f"{name} is no path", expected="a pathlib.Path", got=repr(value))
         if self.client_id is not None and not (isinstance(self.client_id, str) and self.client_id):
             raise ConfigError("client_id is no name", expected="text", got=repr(self.client_id))
+        seconds = self.keep_training_after_s
+        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds >= 0:
+            raise ConfigError("keep_training_after_s is no duration", expected="seconds, 0 or more", got=repr(seconds))
 
     @classmethod
     def from_file(cls, path: str | Path) -> Self:

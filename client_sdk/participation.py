@@ -13,6 +13,7 @@ from client_sdk.evaluation import report_failure, report_result, task_from_proto
 from client_sdk.journal import SiteJournal
 from client_sdk.leaving import reason_of
 from client_sdk.observer import SiteObserver, tell
+from client_sdk.spool import UpdateSpool
 from client_sdk.trainer import Trainer
 from client_sdk.training import TrainerThread
 from fl_core import __version__
@@ -56,7 +57,8 @@ class Participation:
         self._address = config.coordinator
         self._client_id = credentials.identity.id
         self._connections = Connections(credentials, config.coordinator)
-        self._work = TrainerThread(trainer, self._client_id)
+        spool = UpdateSpool(config.state_dir, credentials.storage_key(), config.keep_training_after_s)
+        self._work = TrainerThread(trainer, self._client_id, spool)
         self._download = ModelDownload()
         self._observer = observer
         self._site = Workplace(

@@ -3,16 +3,18 @@
 import asyncio
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from queue import SimpleQueue
 from threading import Thread
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from time import monotonic
+from typing import Any, ClassVar, TypeVar
 
 import structlog
 
 from client_sdk.download import Model
+from client_sdk.spool import UpdateSpool
+from client_sdk.trained import Task, TrainedUpdate
 from client_sdk.trainer import EvaluationResult, Trainer, TrainingContext, TrainResult
-from fl_core.codec.tensors import FloatVector, difference
+from fl_core.codec.tensors import difference
 from fl_core.errors import CodecError, Fault, TacitError
 from fl_core.rounds.plan import RoundPlan
 
@@ -27,32 +29,24 @@ class TrainingFailed(TacitError):
     fault: ClassVar[Fault] = Fault.CALLER
 
 
-class Task(NamedTuple):
-    """What a trained update answers to: the same in every attempt at a round."""
-
-    job_id: str
-    round_id: int
-    model_digest: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class TrainedUpdate:
-    """What training changed, (d,) float32 in model units, and the result that it came from."""
-
-    update: FloatVector = field(repr=False)
-    num_samples: int
-    metrics: Mapping[str, float]
-
-
 class TrainerThread:
-    """Runs a trainer. `close` does not wait for a task that is running."""
+    """Runs a trainer. `close` does not wait for a task that is running.
 
-    def __init__(self, trainer: Trainer, client_id: str) -> None:
+    Args:
+        trainer: of the site.
+        client_id: the site.
+        spool: keeps the update through a restart of the site.
+    """
+
+    def __init__(self, trainer: Trainer, client_id: str, spool: UpdateSpool) -> None:
         self._trainer = trainer
         self._client_id = client_id
+        self._spool = spool
         self._jobs: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
+        self._kept: Task | None = spool.task()
         self._task: Task | None = None
         self._update: asyncio.Future[TrainedUpdate] | None = None
+        self._unsaved: tuple[Task, TrainedUpdate] | None = None
         # A daemon: a site that is stopped must not wait for the end of an epoch.
         Thread(target=self._work, name="tacit-trainer", daemon=True).start()
 
@@ -62,9 +56,10 @@ class TrainerThread:
 
     @property
     def trained(self) -> Task | None:
-        """The task whose update is here, if any."""
-        ready = self._update is not None and self._update.done() and not self._update.cancelled()
-        return self._task if ready and self._update is not None and self._update.exception() is None else None
+        """The task whose update is here, if any; after a restart it is the one on the disk."""
+        if self._update is None:
+            return self._kept
+        return self._task if self._update.done() and not _failed(self._update) else None
 
     async def update_for(self, plan: RoundPlan, model: Model) -> TrainedUpdate:
         """Train for a plan, or wait for the training of an earlier attempt at the same round.
@@ -75,7 +70,7 @@ class TrainerThread:
         """
         task = Task(plan.job_id, plan.round_id, plan.model_digest)
         if task != self._task or self._update is None or _failed(self._update):
-            self._task, self._update = task, self._start(plan, model)
+            self._task, self._update = task, self._start(task, plan, model)
         # An attempt that is given up must not take the training of the next one with it.
         return await asyncio.shield(self._update)
 
@@ -83,6 +78,10 @@ class TrainerThread:
         """Let go of the update of a round that is over."""
         if self._task is not None and (self._task.job_id, self._task.round_id) == (job_id, round_id):
             self._task = self._update = None
+        if self._kept is not None and (self._kept.job_id, self._kept.round_id) == (job_id, round_id):
+            self._kept = None
+            # In the thread, behind a `save` that may be running.
+            self._submit(self._spool.forget)
 
     async def evaluate(self, model: Model, context: TrainingContext) -> EvaluationResult:
         """Evaluate a model.
@@ -93,14 +92,36 @@ class TrainerThread:
         """
         return await self._submit(lambda: _checked(self._trainer.evaluate(model.copy(), context), EvaluationResult))
 
-    def _start(self, plan: RoundPlan, model: Model) -> asyncio.Future[TrainedUpdate]:
+    def _start(self, task: Task, plan: RoundPlan, model: Model) -> asyncio.Future[TrainedUpdate]:
         context = TrainingContext(
             plan.job_id, plan.round_id, plan.attempt, plan.model_version, self._client_id, plan.training
         )
-        future = self._submit(lambda: _measured(self._trainer.train(model.copy(), context), model))
+        future = self._submit(lambda: self._taken_up(task, model) or self._train(task, model, context))
         # Every attempt may be gone when training fails; its error is not lost then, the next attempt trains again.
         future.add_done_callback(lambda done: done.cancelled() or done.exception())
+        # Behind the training in the same thread: the round does not wait for the disk.
+        self._kept = task
+        self._submit(self._keep)
         return future
+
+    # In the thread:
+
+    def _train(self, task: Task, model: Model, context: TrainingContext) -> TrainedUpdate:
+        trained = _trained(self._trainer, model, context)
+        self._unsaved = task, trained
+        return trained
+
+    def _taken_up(self, task: Task, model: Model) -> TrainedUpdate | None:
+        kept = self._spool.load(task)
+        if kept is None or kept.update.size != model.manifest.size:
+            return None
+        log.info("training_taken_up", job_id=task.job_id, round_id=task.round_id, saved_seconds=kept.seconds)
+        return kept
+
+    def _keep(self) -> None:
+        if self._unsaved is not None:
+            self._spool.save(*self._unsaved)
+            self._unsaved = None
 
     def _submit(self, work: Callable[[], Result]) -> asyncio.Future[Result]:
         future: Future[Result] = Future()
@@ -127,14 +148,15 @@ def _fulfil(future: Future[Result], work: Callable[[], Result]) -> None:
         future.set_exception(failure)
 
 
-def _measured(result: object, model: Model) -> TrainedUpdate:
-    checked = _checked(result, TrainResult)
+def _trained(trainer: Trainer, model: Model, context: TrainingContext) -> TrainedUpdate:
+    began = monotonic()
+    checked = _checked(trainer.train(model.copy(), context), TrainResult)
     if not isinstance(checked.parameters, Mapping):
         raise CodecError(
             "the trainer's parameters have no names", expected="a dict", got=type(checked.parameters).__name__
         )
     update = difference(checked.parameters, model.tensors, model.manifest)
-    return TrainedUpdate(update, checked.num_samples, checked.metrics)
+    return TrainedUpdate(update, checked.num_samples, checked.metrics, monotonic() - began)
 
 
 def _checked(result: object, kind: type[Result]) -> Result:

@@ -40,6 +40,8 @@ PAILLIER_PAD = b"tacit/paillier/pad/v1"
 PAILLIER_KEY_FILE = b"tacit/paillier/key-file/v1"
 PAILLIER_PROOF = b"tacit/paillier/proof/v1"
 PAILLIER_VERIFICATION = b"tacit/paillier/verification/v1"
+STORAGE = b"tacit/storage/v1"
+SPOOL = b"tacit/spool/v1"
 
 Field = bytes | str | int | float | bool
 

@@ -12,9 +12,14 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
+from fl_core.crypto import labels
+from fl_core.crypto.agreement import derive_key
 from fl_core.crypto.signing import CertificateSigner
 from fl_core.errors import ConfigError, IdentityError, TacitError
 from fl_core.transport.identity import Identity, Role, TrustStore, parse_certificate
+
+SCALAR_BYTES = 32
+"""Of P-256."""
 
 T = TypeVar("T")
 
@@ -72,6 +77,15 @@ class Credentials:
     def signer(self) -> CertificateSigner:
         """The key of the certificate, for the signatures of secure aggregation."""
         return CertificateSigner(self.certificate_der, _parse_key(self.key_path, self._key_pem))
+
+    def storage_key(self) -> bytes:
+        """32 bytes that only a holder of the private key can derive, for what this party keeps on its own disk.
+
+        Source: RFC 5869; the input is the private key itself, which has full entropy.
+        """
+        number = _parse_key(self.key_path, self._key_pem).private_numbers().private_value
+        info = labels.encode_fields(labels.STORAGE, self.identity.role.value, self.identity.id)
+        return derive_key(number.to_bytes(SCALAR_BYTES, "big"), salt=b"", info=info, length=SCALAR_BYTES)
 
     def channel_credentials(self) -> grpc.ChannelCredentials:
         """For a client: shows our certificate and accepts servers of the pinned CA only."""

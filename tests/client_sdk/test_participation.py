@@ -18,6 +18,7 @@ from scripted_services import MODEL, Cluster, Ticking, expected_upload_bytes
 
 from client_sdk import Array, Site, SiteObserver, SitePolicy, TrainingContext, TrainResult
 from client_sdk.journal import JOURNAL_NAME, SiteJournal
+from client_sdk.spool import SPOOL_NAME
 from fl_core.codec.tensors import manifest_of
 from fl_core.crypto.mask_prg import reduce_ring
 from fl_core.errors import ConfigError, IdentityError, RemoteProtocolError, SessionFrozen, StreamError, TacitError
@@ -308,6 +309,51 @@ async def test_an_attempt_from_before_a_restart_is_refused(cluster: Cluster, tak
     assert (client_id, reason) == ("alpha", "protocol_violation")
     assert "not new" in detail
     assert trainer.contexts == []
+
+
+async def run_and_restart(cluster: Cluster, take_part: TakePart, **changes: Any) -> tuple[Array, Array, Ticking]:
+    """One upload of a site, one of the next attempt after it was restarted, and its trainer of then."""
+    first, second = cluster.plain_plan("alpha"), replace(cluster.plain_plan("alpha"), attempt=2)
+    policy = SitePolicy(require_secure_aggregation=False, min_cohort=1)
+    config = cluster.config("alpha", policy=policy, **changes)
+    cluster.coordinator.invite(first)
+    running = take_part(config, Ticking(0.03))
+    before = (await cluster.aggregator.wait_for(first, 1))[0]
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    await soon(lambda: "alpha" not in cluster.coordinator.watching)
+    trainer = Ticking(0.07)
+    take_part(config, trainer)
+    cluster.coordinator.invite(second)
+    return before, (await cluster.aggregator.wait_for(second, 1))[0], trainer
+
+
+async def test_a_restarted_site_uploads_what_it_had_trained(cluster: Cluster, take_part: TakePart) -> None:
+    before, after, trainer = await run_and_restart(cluster, take_part, keep_training_after_s=0)
+    assert trainer.contexts == []
+    # Rounded again, so one level apart at most.
+    assert np.abs(before.astype(np.int64) - after.astype(np.int64)).max() <= 1
+    assert cluster.coordinator.requests[-1].trained_round_id == 1
+
+
+async def test_a_restarted_site_trains_again_when_that_is_quick(cluster: Cluster, take_part: TakePart) -> None:
+    _, _, trainer = await run_and_restart(cluster, take_part, keep_training_after_s=60)
+    assert len(trainer.contexts) == 1
+
+
+async def test_a_committed_round_leaves_no_update_on_the_disk(cluster: Cluster, take_part: TakePart) -> None:
+    plan, config = (
+        cluster.plain_plan("alpha"),
+        cluster.config(
+            "alpha", policy=SitePolicy(require_secure_aggregation=False, min_cohort=1), keep_training_after_s=0
+        ),
+    )
+    cluster.coordinator.invite(plan)
+    take_part(config, Ticking())
+    await cluster.aggregator.wait_for(plan, 1)
+    await soon((config.state_dir / SPOOL_NAME).exists)
+    cluster.coordinator.end_attempt(plan, round_pb2.ROUND_STATE_COMMITTED)
+    await soon(lambda: not (config.state_dir / SPOOL_NAME).exists())
 
 
 @pytest.mark.parametrize(
