@@ -6,7 +6,7 @@ Source: Paillier 1999, section 7.
 from collections.abc import Sequence
 
 from fl_core.crypto.paillier.ciphertexts import check_ciphertexts
-from fl_core.crypto.paillier.engine import best_engine
+from fl_core.crypto.paillier.engine import engine_for
 from fl_core.crypto.paillier.keys import PrivateHalf, PrivateKey
 
 
@@ -32,5 +32,5 @@ def signed(private_key: PrivateKey, plaintext: int) -> int:
 
 def _decrypt_half(half: PrivateHalf, ciphertexts: Sequence[int]) -> list[int]:
     reduced = [ciphertext % half.square for ciphertext in ciphertexts]
-    powers = best_engine().secret_powers(reduced, half.prime - 1, half.prime)
+    powers = engine_for(len(reduced)).secret_powers(reduced, half.prime - 1, int(half.prime).bit_length(), half.prime)
     return [(power - 1) // half.prime * half.inverse % half.prime for power in powers]

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 
 from fl_core.crypto.paillier.bignum import Entropy, random_bits
 from fl_core.crypto.paillier.ciphertexts import check_plaintexts
-from fl_core.crypto.paillier.engine import RandomnessTable, Residue, best_engine
+from fl_core.crypto.paillier.engine import engine_for
 from fl_core.crypto.paillier.keys import PublicKey
+from fl_core.crypto.paillier.powers import RandomnessTable, Residue
 
 
 class Encryptor:
@@ -25,7 +26,7 @@ class Encryptor:
 
     def __init__(self, public_key: PublicKey, uses: int) -> None:
         self.public_key = public_key
-        self._table: RandomnessTable = best_engine().randomness_table(public_key, uses)
+        self._table: RandomnessTable = engine_for(uses).randomness_table(public_key, uses)
 
     def encrypt(self, plaintexts: Sequence[int], entropy: Entropy) -> list[int]:
         """Encrypt numbers.

@@ -3,45 +3,25 @@
 The engine is chosen from the processor's flags, and held against gmpy2 before it is used.
 """
 
+import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import Protocol
+from functools import cache, lru_cache
 
-from fl_core.crypto.paillier.bignum import from_bytes, integer, secret_power
+from fl_core.crypto.mask_engine import processor_flags
+from fl_core.crypto.paillier.bignum import from_bytes, integer, power, secret_power
 from fl_core.crypto.paillier.keys import PublicKey, randomness_base
+from fl_core.crypto.paillier.powers import PowerEngine, RandomnessTable, Residue, window_for
+from fl_core.errors import CryptoError
 
-Residue = tuple[int, int]
-"""A number modulo n**2 as its two digits to the base n: (a, b) stands for a + b n, 0 <= a, b < n."""
+VARIABLE = "TACIT_PAILLIER_ENGINE"
+COMPILED_FROM = 64
+"""Numbers in one call from which loading compiled code pays; once it is loaded, it is used for eight or more."""
 
-WIDEST_WINDOW = 8
-
-
-class RandomnessTable(Protocol):
-    """Powers of the base of the randomness, h_s."""
-
-    def powers(self, exponents: Sequence[bytes]) -> list[Residue]:
-        """h_s**r modulo n**2 for big-endian exponents of `randomness_bits` bits, each in whole bytes."""
-
-
-class PowerEngine(Protocol):
-    """Raises many numbers to powers."""
-
-    @property
-    def name(self) -> str:
-        """ifma or gmpy2."""
-
-    def randomness_table(self, public_key: PublicKey, uses: int) -> RandomnessTable:
-        """A table for about so many encryptions under a key."""
-
-    def secret_powers(self, bases: Sequence[int], exponent: int, prime: int) -> list[int]:
-        """base**exponent modulo prime**2 in a time that depends on the sizes alone."""
-
-
-def window_for(exponent_bits: int, uses: int) -> int:
-    """The window width, 1 to 8 bits, that needs the fewest multiplications for the table and so many powers."""
-    costs = {width: -(-exponent_bits // width) * ((1 << width) - 1 + uses) for width in range(1, WIDEST_WINDOW + 1)}
-    return min(costs, key=lambda width: costs[width])
+_LANES = 8
+_FLAGS = ("avx512f", "avx512ifma")
+_MODULE = "fl_core.crypto.paillier.ifma_engine"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +33,8 @@ class GmpEngine:
     def randomness_table(self, public_key: PublicKey, uses: int) -> RandomnessTable:
         return _gmp_table(public_key, window_for(public_key.randomness_bits, uses))
 
-    def secret_powers(self, bases: Sequence[int], exponent: int, prime: int) -> list[int]:
-        square = integer(prime) * prime
+    def secret_powers(self, bases: Sequence[int], exponent: int, exponent_bits: int, modulus: int) -> list[int]:  # noqa: ARG002
+        square = integer(modulus) * modulus
         return [secret_power(base, exponent, square) for base in bases]
 
 
@@ -93,11 +73,70 @@ class GmpTable:
         return low, high
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=2)
 def _gmp_table(public_key: PublicKey, width: int) -> GmpTable:
     return GmpTable.build(public_key, width)
 
 
+def supported_engines() -> tuple[str, ...]:
+    """Names of the engines that this processor can run, fastest first."""
+    flags = processor_flags()
+    return ("ifma", "gmpy2") if all(flags.get(flag) for flag in _FLAGS) else ("gmpy2",)
+
+
+@cache
+def load_engine(name: str) -> PowerEngine:
+    """Load one engine and hold it against gmpy2.
+
+    Args:
+        name: one of `supported_engines`.
+
+    Raises:
+        CryptoError: this processor cannot run it, or its results are not those of gmpy2.
+    """
+    if name == "gmpy2":
+        return GmpEngine()
+    if name not in supported_engines():
+        raise CryptoError("this processor cannot run the Paillier engine", expected=supported_engines(), got=name)
+    from fl_core.crypto.paillier.ifma_engine import IfmaEngine
+
+    engine = IfmaEngine()
+    check_against_gmpy2(engine)
+    return engine
+
+
+def engine_for(count: int) -> PowerEngine:
+    """The engine for so many numbers; `TACIT_PAILLIER_ENGINE` names another one."""
+    wanted = os.environ.get(VARIABLE)
+    if wanted:
+        return load_engine(wanted)
+    if count >= COMPILED_FROM or (count >= _LANES and _MODULE in sys.modules):
+        return best_engine()
+    return load_engine("gmpy2")
+
+
+@cache
 def best_engine() -> PowerEngine:
     """The fastest engine of this processor."""
-    return GmpEngine()
+    return load_engine(supported_engines()[0])
+
+
+def check_against_gmpy2(engine: PowerEngine) -> None:
+    """Compare powers of a few numbers of several sizes.
+
+    Raises:
+        CryptoError: they differ.
+    """
+    for bits in (128, 1024, 2048):
+        # Numbers with long runs of ones and zeros, where a carry that is lost would show; nothing here is a secret.
+        modulus = (1 << bits) - (1 << (bits // 2)) + 105
+        bases = [0, 1, 2, modulus - 1, modulus, modulus * modulus - 1, (1 << (2 * bits - 3)) // 3, modulus + 1, 7]
+        exponent = (1 << 67) // 5
+        expected = [power(base, exponent, modulus * modulus) for base in bases]
+        if engine.secret_powers(bases, exponent, 67, modulus) != expected:
+            raise CryptoError(
+                "the Paillier engine does not give the results of gmpy2",
+                expected="equal powers",
+                got=engine.name,
+                fix=f"set {VARIABLE}=gmpy2 and report the processor",
+            )
