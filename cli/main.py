@@ -9,6 +9,7 @@ import typer
 
 from cli import db, evaluate, jobs, model, plan, selftest, serve, site, status, train, transcript, up, version
 from cli.demo.command import demo
+from cli.loadtest.command import loadtest
 from cli.pki import pki_app
 from fl_core.errors import TacitError
 
@@ -44,6 +45,7 @@ app.command("site", rich_help_panel=RUN)(site.site)
 app.add_typer(pki_app, name="pki", rich_help_panel=RUN)
 app.add_typer(db.db_app, name="db", rich_help_panel=RUN)
 app.command("selftest", rich_help_panel=OTHER)(selftest.selftest)
+app.command("loadtest", rich_help_panel=OTHER)(loadtest)
 app.command("version", rich_help_panel=OTHER)(version.version)
 
 

@@ -105,6 +105,7 @@ async def _train(plan: RoundPlan, site: Workplace) -> TrainedUpdate:
 
 async def _encode(plan: RoundPlan, index: int, update: TrainedUpdate, site: Workplace) -> RingVector:
     vector = await asyncio.to_thread(codec_of(plan).encode, update.update, update.num_samples, os.urandom)
+    tell(site.observer.encoded, plan, index, vector)
     if site.record_plain_updates is not None:
         await asyncio.to_thread(record_plain_update, site.record_plain_updates, plan, index, vector)
     return vector

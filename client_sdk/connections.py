@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, cast
 import grpc
 import structlog
 
+from client_sdk.network import DirectNetwork, Network
 from client_sdk.policy import check_services, endpoints
 from fl_core.errors import LocalProtocolError, TacitError
 from fl_core.rounds.plan import RoundPlan, ServiceEndpoint
-from fl_core.transport.channel import open_channel
 from fl_core.transport.identity import Identity, Role
-from fl_core.transport.preflight import check_service
 from fl_core.transport.tls import Credentials, LiveCredentials
 from fl_core.wire.v1.aggregator_pb2_grpc import AggregatorServiceStub
 from fl_core.wire.v1.coordinator_pb2_grpc import CoordinatorServiceStub
@@ -59,12 +58,14 @@ class Connections:
     Args:
         credentials: of this site.
         coordinator: host:port.
+        network: the way to the services.
     """
 
-    def __init__(self, credentials: Credentials, coordinator: str) -> None:
+    def __init__(self, credentials: Credentials, coordinator: str, network: Network | None = None) -> None:
         self._live = LiveCredentials(credentials, _log_reload)
         self._credentials = credentials
         self._address = coordinator
+        self._network = network or DirectNetwork()
         self._coordinator: _Link | None = None
         self._services: dict[tuple[Role, ServiceEndpoint], _Link] = {}
 
@@ -102,7 +103,7 @@ class Connections:
             self._credentials = self._live.current
         certificate = await self._look_at(self._address, Role.COORDINATOR, None)
         if self._coordinator is None:
-            channel = open_channel(self._address, self._credentials, Role.COORDINATOR)
+            channel = self._network.open(self._address, self._credentials, Role.COORDINATOR, None)
             self._coordinator = _Link(channel, certificate)
         self._coordinator = _Link(self._coordinator.channel, certificate)
         return self.coordinator
@@ -141,7 +142,7 @@ class Connections:
             return known
         certificate = await self._look_at(endpoint.address, role, endpoint.service_id)
         await self._drop_others(role)
-        channel = open_channel(endpoint.address, self._credentials, role, endpoint.service_id)
+        channel = self._network.open(endpoint.address, self._credentials, role, endpoint.service_id)
         self._services[role, endpoint] = _Link(channel, certificate)
         return self._services[role, endpoint]
 
@@ -151,7 +152,7 @@ class Connections:
             await self._services.pop(key).channel.close()
 
     async def _look_at(self, address: str, role: Role, service_id: str | None) -> bytes:
-        shown = await check_service(address, self._live.current, role, pinned_id=service_id)
+        shown = await self._network.look_at(address, self._live.current, role, service_id)
         return shown.certificate_der
 
 

@@ -8,6 +8,7 @@ import structlog
 from client_sdk.trainer import EvaluationResult
 from fl_core.errors import TacitError
 from fl_core.rounds.plan import RoundPlan
+from fl_core.secagg.messages import RingVector
 
 log = structlog.get_logger(__name__)
 Facts = ParamSpec("Facts")
@@ -31,6 +32,12 @@ class SiteObserver:
 
     def trained(self, plan: RoundPlan, num_samples: int, metrics: Mapping[str, float]) -> None:
         """The trainer gave a result that fits the model, now or in an earlier attempt."""
+
+    def encoded(self, plan: RoundPlan, index: int, vector: RingVector) -> None:
+        """The update as it goes into the sum, before it is masked: (plan.length,) in the lane of ring_bits.
+
+        Read-only, and as private as the update itself. `index` is this site's place in the roster.
+        """
 
     def upload_chunk_sent(self, plan: RoundPlan, index: int, count: int) -> None:
         """Chunk `index`, from 0, of `count` is on its way to the aggregator."""

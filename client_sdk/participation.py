@@ -12,6 +12,7 @@ from client_sdk.download import ModelDownload
 from client_sdk.evaluation import report_failure, report_result, task_from_proto
 from client_sdk.journal import SiteJournal
 from client_sdk.leaving import reason_of
+from client_sdk.network import Network
 from client_sdk.observer import SiteObserver, tell
 from client_sdk.spool import UpdateSpool
 from client_sdk.trainer import Trainer
@@ -53,10 +54,11 @@ class Participation:
         trainer: Trainer,
         journal: SiteJournal,
         observer: SiteObserver,
+        network: Network | None = None,
     ) -> None:
         self._address = config.coordinator
         self._client_id = credentials.identity.id
-        self._connections = Connections(credentials, config.coordinator)
+        self._connections = Connections(credentials, config.coordinator, network)
         spool = UpdateSpool(config.state_dir, credentials.storage_key(), config.keep_training_after_s)
         self._work = TrainerThread(trainer, self._client_id, spool)
         self._download = ModelDownload()

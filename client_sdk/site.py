@@ -7,6 +7,7 @@ import threading
 from client_sdk.config import SiteConfig
 from client_sdk.journal import SiteJournal
 from client_sdk.logs import set_up_logs
+from client_sdk.network import Network
 from client_sdk.observer import SiteObserver
 from client_sdk.participation import Participation
 from client_sdk.trainer import Trainer
@@ -21,10 +22,14 @@ class Site:
     Args:
         config: who the site is and what it insists on.
         observer: watches what happens.
+        network: the way to the services; straight to their addresses when None.
     """
 
-    def __init__(self, config: SiteConfig, observer: SiteObserver | None = None) -> None:
+    def __init__(
+        self, config: SiteConfig, observer: SiteObserver | None = None, network: Network | None = None
+    ) -> None:
         self._config = config
+        self._network = network
         self._observer = observer or SiteObserver()
         self._participation: Participation | None = None
 
@@ -61,7 +66,7 @@ class Site:
                 fix="correct client_id or the path of the certificate",
             )
         with SiteJournal(config.state_dir) as journal:
-            self._participation = Participation(config, credentials, trainer, journal, self._observer)
+            self._participation = Participation(config, credentials, trainer, journal, self._observer, self._network)
             try:
                 await self._participation.run()
             finally:
