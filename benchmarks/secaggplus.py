@@ -29,7 +29,7 @@ def measure(*, quick: bool = False) -> list[Figure]:
             threshold=graph.threshold,
             min_survivors=size - most_dropouts(size, DROPOUT),
             length=LENGTH,
-            sparse=stages.Sparse(graph.degree, graph.audit_need),
+            sparse=stages.Sparse(graph.degree, graph.audit_needs),
         )
         seconds = _session(cohort)
         figures += [

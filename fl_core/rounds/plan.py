@@ -382,10 +382,10 @@ class RoundPlan:
         return scalars
 
     def _harary(self, graph: SparseGraph) -> HararySpec:
-        need = check_sparse_graph(
+        needs = check_sparse_graph(
             len(self.roster), graph.degree, self.threshold, self.max_corrupt, self.max_dropout, graph.profile
         )
-        return HararySpec(graph.degree, graph.commitment, need)
+        return HararySpec(graph.degree, graph.commitment, needs)
 
     def _graph_fields(self) -> list[labels.Field]:
         if self.graph is None:

@@ -340,7 +340,8 @@ class AwaitingSurvivors:
         check_enough(len(survivors), self.member.context.min_survivors, "survivors")
         check_reach(self.directory, index, survivors, "neighbours survived")
         if spec is not None and isinstance(self.directory.graph, HararyGraph):
-            check_gaps(self.directory.graph, survivors, spec.audit_need)
+            absent = self.member.context.size - len(self.directory.members)
+            check_gaps(self.directory.graph, survivors, spec.audit_need(absent))
 
 
 @dataclass(frozen=True, slots=True)

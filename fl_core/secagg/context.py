@@ -45,7 +45,8 @@ class HararySpec:
     Args:
         degree: neighbours of each member, k, even.
         commitment: 32 bytes, to the beacon from which the seed is made.
-        audit_need: missing members of a window of k/2 that may make a gap, 1 to k/2.
+        audit_needs: missing members of a window of k/2 that may make a gap, 1 to k/2 each: when the whole cohort is in
+            U1, when one site is not, and so on; the last one counts for every smaller U1.
 
     Raises:
         PlanError: a number is out of range.
@@ -53,7 +54,7 @@ class HararySpec:
 
     degree: int
     commitment: bytes
-    audit_need: int
+    audit_needs: tuple[int, ...]
 
     def __post_init__(self) -> None:
         if self.degree < SMALLEST_DEGREE or self.degree % 2:
@@ -66,10 +67,16 @@ class HararySpec:
                 expected=f"{DIGEST_BYTES} bytes",
                 got=len(self.commitment),
             )
-        if not 1 <= self.audit_need <= self.degree // 2:
+        if not self.audit_needs or not 1 <= min(self.audit_needs) <= max(self.audit_needs) <= self.degree // 2:
             raise PlanError(
-                "the need of the audit is out of range", expected=f"1 to {self.degree // 2}", got=self.audit_need
+                "the needs of the audit are out of range",
+                expected=f"1 to {self.degree // 2} each",
+                got=f"{min(self.audit_needs, default=None)} to {max(self.audit_needs, default=None)}",
             )
+
+    def audit_need(self, absent: int) -> int:
+        """The need when so many sites of the cohort are not in U1."""
+        return self.audit_needs[min(absent, len(self.audit_needs) - 1)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,13 +12,17 @@ With n members of whom A are corrupt and D drop out, t the threshold, sigma and 
     E3  everybody has t neighbours that survive.
     E4  no honest session is refused by the audit.
 
+Members that are missing when U1 is frozen cannot drop out of it any more: of m members at most D - (n - m) still do,
+while all A corrupt ones may be among them. E1 is worst for the smallest U1, E2 and E3 are for the largest, and the
+audit is fitted to the U1 that there is.
+
 E1 and E2 together fail with a chance of at most 2**-sigma, E3 and E4 with at most 2**-eta each.
 
 Source: Bell et al. 2020, Secure Single-Server Aggregation with (Poly)Logarithmic Overhead, with the tails of the
 parameter finder in google-parfait/federated-compute; E4 is ours.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from math import log
 
@@ -26,6 +30,8 @@ from fl_core.secagg.tails import Draw, log_falling_ratio
 
 SIGMA = 40
 ETA = 30
+SIZES_OF_U1 = 128
+"""Into so many ranges the sizes that U1 can have are cut at most for the audit."""
 SMALLEST_DEGREE = 2
 SMALLEST_SPARSE_THRESHOLD = 2
 
@@ -63,6 +69,10 @@ class Assumptions:
     profile: Profile
     sigma: int = SIGMA
     eta: int = ETA
+
+    def frozen_between(self, fewest: int, most: int) -> "Assumptions":
+        """What is left to assume when U1 has been frozen at `fewest` to `most` members."""
+        return replace(self, size=most, smallest=fewest, dropped=max(0, self.dropped - (self.size - most)))
 
     @property
     def rare(self) -> float:
@@ -106,6 +116,26 @@ def stays_connected(cohort: Assumptions, degree: int) -> bool:
     return log(gaps) + log_falling_ratio(bad, size, degree) <= log(2.0) * -(cohort.sigma + 1)
 
 
+def audit_needs(cohort: Assumptions, degree: int) -> tuple[int, ...] | None:
+    """The needs of the audit if E4 holds for every U1: of the whole cohort, of one member less, down to the smallest.
+
+    Sizes of U1 that are close to one another have one need, which is right for the least of them, where corrupt
+    members weigh most; E4 is checked for the largest of them, where most may drop out.
+
+    Returns:
+        The needs, each at least 1; None when E4 fails for one of them.
+    """
+    needs: list[int] = []
+    step = -(-cohort.size // SIZES_OF_U1)
+    for most in range(cohort.size, cohort.smallest - 1, -step):
+        fewest = max(cohort.smallest, most - step + 1)
+        here = cohort.frozen_between(fewest, most)
+        if not audit_passes(here, degree):
+            return None
+        needs += [audit_need(here, degree)] * (most - fewest + 1)
+    return tuple(needs)
+
+
 def audit_need(cohort: Assumptions, degree: int) -> int:
     """So many dropped members in a window of k/2 may make a gap: the corrupt ones among them would fill it.
 
@@ -124,6 +154,8 @@ def audit_passes(cohort: Assumptions, degree: int) -> bool:
     need, window = audit_need(cohort, degree), degree // 2
     if need < 1:
         return False
+    if 2 * need > cohort.dropped:
+        return True
     pairs = cohort.size * (cohort.size - 2 * window + 1) / 2
     first = Draw(cohort.size, cohort.dropped, window)
     chances = first.probabilities()[max(0, need - first.fewest) :]
@@ -150,8 +182,9 @@ def smallest_degree(cohort: Assumptions, *, audited: bool = True) -> int | None:
             # rises by 1 with them: no degree in between can close the range.
             nearer = 1 if cohort.profile is Profile.EQUIVOCATION_SAFE else 2
             degree += 2 * -(-missing // nearer)
-        elif stays_connected(cohort, degree) and (not audited or audit_passes(cohort, degree)):
+        elif stays_connected(cohort, degree) and (not audited or audit_needs(cohort, degree) is not None):
             return degree
         else:
             degree += 2
     return None
+

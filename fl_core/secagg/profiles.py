@@ -19,8 +19,7 @@ from fl_core.secagg.degrees import (
     Assumptions,
     Profile,
     Thresholds,
-    audit_need,
-    audit_passes,
+    audit_needs,
     smallest_degree,
     stays_connected,
     thresholds_at,
@@ -44,14 +43,14 @@ class GraphParameters:
         kind: complete or sparse.
         degree: neighbours of each site, k; of a complete graph when everybody is in U1.
         thresholds: t that hold.
-        audit_need: dropped sites in a window of k/2 that may make a gap, see `fl_core.secagg.gap_audit`; 0 when the
-            graph is complete.
+        audit_needs: dropped sites in a window of k/2 that may make a gap, see `fl_core.secagg.gap_audit`: if
+            everybody is in U1, if one site is missing, and so on; empty when the graph is complete.
     """
 
     kind: GraphKind
     degree: int
     thresholds: Thresholds
-    audit_need: int
+    audit_needs: tuple[int, ...]
 
     @property
     def threshold(self) -> int:
@@ -151,16 +150,16 @@ def choose_graph(
         # Directories with proofs and a second secret from the coordinator are worth it when they halve the work.
         if degree is not None and 2 * degree < size:
             thresholds = thresholds_at(cohort, degree)
-            return GraphParameters(GraphKind.HARARY, degree, thresholds, audit_need(cohort, degree))
+            return GraphParameters(GraphKind.HARARY, degree, thresholds, audit_needs(cohort, degree) or ())
     smallest, largest = (size + most_corrupt(size, max_corrupt)) // 2 + 1, size - most_dropouts(size, max_dropout)
     check_thresholds(size, max(smallest, min(default_threshold(size), largest)), max_dropout, max_corrupt)
-    return GraphParameters(GraphKind.COMPLETE, size - 1, Thresholds(smallest, largest), 0)
+    return GraphParameters(GraphKind.COMPLETE, size - 1, Thresholds(smallest, largest), ())
 
 
 @lru_cache(maxsize=64)
 def check_sparse_graph(
     size: int, degree: int, threshold: int, max_corrupt: float, max_dropout: float, profile: Profile
-) -> int:
+) -> tuple[int, ...]:
     """Prove that a sparse graph of this degree and threshold holds, whoever proposed it.
 
     Args:
@@ -172,7 +171,7 @@ def check_sparse_graph(
         profile: what it must hold against.
 
     Returns:
-        The need of the audit: dropped sites in a window of k/2 that may make a gap.
+        The needs of the audit, as `GraphParameters` has them.
 
     Raises:
         PlanError: it does not hold; the message names the number to change.
@@ -185,8 +184,8 @@ def check_sparse_graph(
             got=degree,
         )
     thresholds = thresholds_at(cohort, degree)
-    connected = stays_connected(cohort, degree) and audit_passes(cohort, degree)
-    if thresholds.missing > 0 or not connected:
+    needs = audit_needs(cohort, degree) if stays_connected(cohort, degree) else None
+    if thresholds.missing > 0 or needs is None:
         raise PlanError(
             "the degree of the graph is too low for the corrupt sites and the drop-outs",
             expected=f"a degree that holds for {cohort.corrupt} corrupt and {cohort.dropped} dropped of {size} sites",
@@ -200,7 +199,7 @@ def check_sparse_graph(
             got=threshold,
             fix="change threshold, max_corrupt or max_dropout",
         )
-    return audit_need(cohort, degree)
+    return needs
 
 
 def _assumptions(

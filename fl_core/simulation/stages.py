@@ -38,7 +38,7 @@ class Sparse:
     """The numbers of a sparse graph, as `HararySpec` has them. A test chooses smaller ones than are safe."""
 
     degree: int
-    audit_need: int
+    audit_needs: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +134,7 @@ def make_cohort(
     beacon, spec = None, None
     if sparse is not None:
         beacon = make_beacon(fresh)
-        spec = HararySpec(sparse.degree, beacon.commitment, sparse.audit_need)
+        spec = HararySpec(sparse.degree, beacon.commitment, sparse.audit_needs)
     context = SessionContext(binding, size, needed, smallest, ring_bits, length, spec)
     lane, ring = lane_dtype(ring_bits), (1 << ring_bits) - 1
     drawn = np.frombuffer(fresh(8 * size * length), "<u8").reshape(size, length) & np.uint64(ring)

@@ -67,7 +67,7 @@ def cut_with_one_set() -> tuple[RingVector, RingVector]:
 
     The degree is 4, so that two members in a row are a gap.
     """
-    cohort = stages.make_cohort(14, threshold=2, min_survivors=10, sparse=stages.Sparse(degree=4, audit_need=2))
+    cohort = stages.make_cohort(14, threshold=2, min_survivors=10, sparse=stages.Sparse(degree=4, audit_needs=(2,)))
     stage = stages.upload(stages.share(stages.advertise(cohort)))
     ring = ring_of(stage)
     gone, part = {*ring[0:2], *ring[6:8]}, ring[2:6]
@@ -102,7 +102,7 @@ class TwoSets:
     """
 
     def __init__(self) -> None:
-        cohort = stages.make_cohort(SIZE, threshold=THRESHOLD, min_survivors=23, sparse=stages.Sparse(4, 1))
+        cohort = stages.make_cohort(SIZE, threshold=THRESHOLD, min_survivors=23, sparse=stages.Sparse(4, (1,)))
         advertised = stages.advertise(cohort)
         keys = {index: site.secrets.mask_secret_key for index, site in advertised.sites.items()}
         self.stage = stages.upload(stages.share(advertised))

@@ -30,7 +30,7 @@ SIZE, DEGREE, SMALLEST, VICTIM, CORRUPT = 12, 2, 8, 0, frozenset({9, 10, 11})
 
 
 def begin() -> tuple[stages.Cohort, dict[int, client.CollectingDirectory], list[KeyAdvertisement]]:
-    cohort = stages.make_cohort(SIZE, threshold=2, min_survivors=SMALLEST, sparse=stages.Sparse(DEGREE, 1))
+    cohort = stages.make_cohort(SIZE, threshold=2, min_survivors=SMALLEST, sparse=stages.Sparse(DEGREE, (1,)))
     begun = [
         client.advertise(cohort.context, index, cohort.signers[index], cohort.verifier, cohort.entropy)
         for index in range(SIZE)

@@ -13,7 +13,7 @@ from fl_core.secagg.context import HararySpec, SessionContext
 from fl_core.simulation.entropy import seeded_entropy
 
 SECRET = make_beacon(seeded_entropy(7))
-CONTEXT = SessionContext(bytes(range(32)), 20, 4, 14, 16, 5, HararySpec(6, SECRET.commitment, 2))
+CONTEXT = SessionContext(bytes(range(32)), 20, 4, 14, 16, 5, HararySpec(6, SECRET.commitment, (2,)))
 DIGEST = bytes(reversed(range(32)))
 
 
@@ -96,7 +96,7 @@ def test_one_time_signatures_are_those_of_rfc_8032() -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"harary": HararySpec(14, bytes(32), 2)},
+        {"harary": HararySpec(14, bytes(32), (2,))},
         {"threshold": 1},
         {"threshold": 7},
     ],
@@ -106,7 +106,7 @@ def test_a_context_whose_graph_cannot_be_is_refused(change: dict[str, object]) -
         replace(CONTEXT, **change)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("degree", "size", "need"), [(5, 32, 2), (0, 32, 0), (6, 31, 2), (6, 32, 0), (6, 32, 4)])
-def test_the_numbers_of_a_sparse_graph_check_themselves(degree: int, size: int, need: int) -> None:
+@pytest.mark.parametrize(("degree", "size", "need"), [(5, 32, 2), (0, 32, 0), (6, 31, 2), (6, 32, 0), (6, 32, 4), (6, 32, None)])
+def test_the_numbers_of_a_sparse_graph_check_themselves(degree: int, size: int, need: int | None) -> None:
     with pytest.raises(PlanError):
-        HararySpec(degree, bytes(size), need)
+        HararySpec(degree, bytes(size), () if need is None else (need, 1))

@@ -209,7 +209,7 @@ def test_a_commitment_is_bound_to_everything_about_its_share() -> None:
 
 
 def sparse_cohort() -> stages.Cohort:
-    return stages.make_cohort(16, threshold=4, min_survivors=11, sparse=stages.Sparse(6, 3))
+    return stages.make_cohort(16, threshold=4, min_survivors=11, sparse=stages.Sparse(6, (3,)))
 
 
 @pytest.mark.parametrize("survivors", [range(16), range(14)])

@@ -15,6 +15,7 @@ from fl_core.secagg.degrees import (
     Assumptions,
     Profile,
     audit_need,
+    audit_needs,
     audit_passes,
     smallest_degree,
     stays_connected,
@@ -68,7 +69,7 @@ def test_the_search_skips_no_degree_that_holds() -> None:
             for degree in range(2, cohort.smallest - 1, 2)
             if thresholds_at(cohort, degree).missing <= 0
             and stays_connected(cohort, degree)
-            and audit_passes(cohort, degree)
+            and audit_needs(cohort, degree) is not None
         ]
         assert smallest_degree(cohort) == holding[0]
 
@@ -122,7 +123,7 @@ def test_a_window_that_corrupt_sites_fill_alone_cannot_be_audited() -> None:
 @pytest.mark.parametrize("size", [3, 10, 99])
 def test_a_small_cohort_has_a_complete_graph(size: int) -> None:
     parameters = choose_graph(size, 0.05, 0.3)
-    assert (parameters.kind, parameters.degree, parameters.audit_need) == (GraphKind.COMPLETE, size - 1, 0)
+    assert (parameters.kind, parameters.degree, parameters.audit_needs) == (GraphKind.COMPLETE, size - 1, ())
 
 
 def test_a_sparse_graph_that_does_not_halve_the_work_is_not_used() -> None:
@@ -136,20 +137,43 @@ def test_a_sparse_graph_that_does_not_halve_the_work_is_not_used() -> None:
 def test_a_chosen_graph_holds_and_its_degree_grows_slowly(size: int, profile: Profile) -> None:
     parameters = choose_graph(size, 0.05, 0.2, profile)
     assert parameters.kind is GraphKind.HARARY
-    need = check_sparse_graph(size, parameters.degree, parameters.threshold, 0.05, 0.2, profile)
-    assert need == parameters.audit_need >= 1
+    needs = check_sparse_graph(size, parameters.degree, parameters.threshold, 0.05, 0.2, profile)
+    assert needs == parameters.audit_needs
+    assert len(needs) == size // 5 + 1
+    assert min(needs) >= 1
     assert parameters.degree < 14 * np.log2(size) * (1 if profile is Profile.HONEST_BUT_CURIOUS else 4)
 
 
 def test_corrupt_sites_weigh_more_in_the_smallest_u1() -> None:
     """The server may close U1 when a third is missing; the corrupt sites are all in it."""
-    whole = Assumptions(1000, 1000, 50, 300, Profile.HONEST_BUT_CURIOUS)
-    early = Assumptions(1000, 700, 50, 300, Profile.HONEST_BUT_CURIOUS)
+    whole = Assumptions(1000, 1000, 50, 300, Profile.EQUIVOCATION_SAFE)
+    early = Assumptions(1000, 700, 50, 300, Profile.EQUIVOCATION_SAFE)
     degree = smallest_degree(whole) or 0
     assert thresholds_at(early, degree).smallest > thresholds_at(whole, degree).smallest
-    chosen = choose_graph(1000, 0.05, 0.3, Profile.HONEST_BUT_CURIOUS).degree
+    chosen = choose_graph(1000, 0.05, 0.3).degree
     assert chosen == smallest_degree(early)
     assert chosen > degree > 0
+
+
+def test_who_is_missing_when_u1_is_frozen_cannot_drop_out_of_it_any_more() -> None:
+    """So the audited graph of honest but curious servers is the one of a whole U1, and only its needs follow U1."""
+    chosen = choose_graph(1000, 0.05, 0.3, Profile.HONEST_BUT_CURIOUS)
+    whole = Assumptions(1000, 1000, 50, 300, Profile.HONEST_BUT_CURIOUS)
+    assert chosen.degree == smallest_degree(whole) == 114
+    assert chosen.audit_needs[0] > chosen.audit_needs[-1]
+
+
+@pytest.mark.parametrize("absent", [0, 7, 60, 150, 300])
+def test_the_audit_holds_for_the_u1_that_there_is(absent: int) -> None:
+    """In the ring of a U1 with corrupt sites all in it, a gap has as many missing members as the audit asks for."""
+    chosen = choose_graph(1000, 0.05, 0.3, Profile.HONEST_BUT_CURIOUS)
+    here = Assumptions(1000 - absent, 1000 - absent, 50, 300 - absent, Profile.HONEST_BUT_CURIOUS)
+    assert chosen.audit_needs[absent] <= audit_need(here, chosen.degree)
+    assert chosen.audit_needs[absent] >= audit_need(here, chosen.degree) - 1
+    assert audit_passes(here, chosen.degree)
+    assert stays_connected(here, chosen.degree)
+    thresholds = thresholds_at(here, chosen.degree)
+    assert thresholds.smallest <= chosen.threshold <= thresholds.largest
 
 
 def test_a_proposed_graph_that_is_weaker_is_refused_and_the_number_is_named() -> None:

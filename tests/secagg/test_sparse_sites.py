@@ -29,7 +29,7 @@ SIZE, DEGREE, THRESHOLD, SMALLEST, NEED = 16, 6, 4, 11, 3
 
 def cohort(seed: int = 1) -> stages.Cohort:
     return stages.make_cohort(
-        SIZE, seed=seed, threshold=THRESHOLD, min_survivors=SMALLEST, sparse=stages.Sparse(DEGREE, NEED)
+        SIZE, seed=seed, threshold=THRESHOLD, min_survivors=SMALLEST, sparse=stages.Sparse(DEGREE, (NEED,))
     )
 
 
@@ -276,7 +276,7 @@ def test_bent_survivors_are_refused_and_change_nothing() -> None:
 
 def test_survivors_whose_absence_cuts_the_ring_are_refused() -> None:
     """Two gaps of k/2, far apart, and yet more survivors than the session demands."""
-    everybody = stages.make_cohort(SIZE, threshold=2, min_survivors=10, sparse=stages.Sparse(DEGREE, NEED))
+    everybody = stages.make_cohort(SIZE, threshold=2, min_survivors=10, sparse=stages.Sparse(DEGREE, (NEED,)))
     uploaded = stages.upload(stages.share(stages.advertise(everybody)))
     order = uploaded.sites[0].directory.graph.order  # type: ignore[attr-defined]
     gone = {*order[:3], *order[8:11]}

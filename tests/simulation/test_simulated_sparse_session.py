@@ -39,7 +39,7 @@ def sparse_cohort(size: int, corrupt: float, dropout: float, seed: int = 1, leng
         threshold=graph.threshold,
         min_survivors=size - most_dropouts(size, dropout),
         length=length,
-        sparse=stages.Sparse(graph.degree, graph.audit_need),
+        sparse=stages.Sparse(graph.degree, graph.audit_needs),
     )
 
 
@@ -55,7 +55,7 @@ schedules = st.builds(
 @settings(max_examples=120, deadline=None)
 @given(schedule=schedules, seed=st.integers(1, 8))
 def test_any_schedule_gives_the_exact_sum_or_a_clean_abort(schedule: DropoutSchedule, seed: int) -> None:
-    cohort = stages.make_cohort(SIZE, seed=seed, threshold=3, min_survivors=9, sparse=stages.Sparse(6, 3))
+    cohort = stages.make_cohort(SIZE, seed=seed, threshold=3, min_survivors=9, sparse=stages.Sparse(6, (3,)))
     seen: list[Envelope] = []
     result = simulate(cohort, schedule, seen)
     for envelope in seen:
@@ -72,7 +72,7 @@ def test_any_schedule_gives_the_exact_sum_or_a_clean_abort(schedule: DropoutSche
 
 
 def test_nobody_holds_both_kinds_of_share_of_anybody() -> None:
-    cohort = stages.make_cohort(SIZE, threshold=3, min_survivors=9, sparse=stages.Sparse(6, 3))
+    cohort = stages.make_cohort(SIZE, threshold=3, min_survivors=9, sparse=stages.Sparse(6, (3,)))
     seen: list[Envelope] = []
     simulate(cohort, spread_dropouts([1, 4, 8]), seen)
     kinds: dict[int, set[str]] = {}
@@ -106,6 +106,6 @@ def test_a_thousand_sites_with_thirty_per_cent_dropping_out_give_the_exact_sum()
 
 
 def test_a_session_with_a_sparse_graph_needs_its_beacon() -> None:
-    cohort = stages.make_cohort(SIZE, threshold=3, min_survivors=9, sparse=stages.Sparse(6, 3))
+    cohort = stages.make_cohort(SIZE, threshold=3, min_survivors=9, sparse=stages.Sparse(6, (3,)))
     with pytest.raises(PlanError, match="beacon"):
         simulate_session(cohort.context, cohort.vectors, cohort.entropy, signers=cohort.signers, schedule=NO_FAULTS)
