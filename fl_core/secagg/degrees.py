@@ -187,4 +187,3 @@ def smallest_degree(cohort: Assumptions, *, audited: bool = True) -> int | None:
         else:
             degree += 2
     return None
-

@@ -106,7 +106,9 @@ def test_a_context_whose_graph_cannot_be_is_refused(change: dict[str, object]) -
         replace(CONTEXT, **change)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("degree", "size", "need"), [(5, 32, 2), (0, 32, 0), (6, 31, 2), (6, 32, 0), (6, 32, 4), (6, 32, None)])
+@pytest.mark.parametrize(
+    ("degree", "size", "need"), [(5, 32, 2), (0, 32, 0), (6, 31, 2), (6, 32, 0), (6, 32, 4), (6, 32, None)]
+)
 def test_the_numbers_of_a_sparse_graph_check_themselves(degree: int, size: int, need: int | None) -> None:
     with pytest.raises(PlanError):
         HararySpec(degree, bytes(size), () if need is None else (need, 1))
