@@ -9,7 +9,12 @@ TieVector = npt.NDArray[np.int64]
 
 
 def add_samples(
-    words: WordVector, cdf: WordVector, guide: npt.NDArray[np.uint32], shift: int, out: RingVector, ties: TieVector
+    words: WordVector,
+    cdf: WordVector,
+    guide: npt.NDArray[np.uint32],  # noqa: ARG001 - the compiled twin needs it
+    shift: int,  # noqa: ARG001
+    out: RingVector,
+    ties: TieVector,
 ) -> int:
     """Add one sample for each word to `out`, modulo its lane.
 

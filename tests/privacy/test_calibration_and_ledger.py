@@ -51,7 +51,7 @@ def test_as_many_rounds_fit_as_the_noise_was_made_for() -> None:
     ("epsilon", "delta"), [(0, 1e-5), (-1, 1e-5), (1e9, 1e-5), (1, 0), (1, 0.5), (float("nan"), 1e-5)]
 )
 def test_a_budget_out_of_range_is_refused_with_the_number(epsilon: float, delta: float) -> None:
-    with pytest.raises(PlanError, match="epsilon|delta") as refused:
+    with pytest.raises(PlanError, match=r"epsilon|delta") as refused:
         PrivacyBudget(epsilon, delta)
     assert refused.value.fix
 
@@ -69,7 +69,7 @@ def test_the_ledger_stops_before_the_release_that_would_overshoot() -> None:
     for _ in range(5):
         assert check_affordable(budget, reserved, event, "job j").epsilon <= 2.0
         reserved.append(event)
-    with pytest.raises(BudgetExhausted, match="job j.*5 releases"):
+    with pytest.raises(BudgetExhausted, match=r"job j.*5 releases"):
         check_affordable(budget, reserved, event, "job j")
 
 
