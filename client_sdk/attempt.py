@@ -21,7 +21,7 @@ from client_sdk.policy import SitePolicy, check_invitation
 from client_sdk.reveal import Unmasking
 from client_sdk.trained import TrainedUpdate
 from client_sdk.training import TrainerThread
-from client_sdk.upload import Upload, send_upload
+from client_sdk.upload import Sending, Upload
 from fl_core.rounds.machine import DropoutReason
 from fl_core.rounds.plan import Aggregation, RoundPlan
 from fl_core.rounds.planner import codec_of
@@ -125,8 +125,9 @@ async def _upload(plan: RoundPlan, index: int, vector: RingVector, site: Workpla
     def on_chunk(chunk: int, count: int) -> None:
         tell(site.observer.upload_chunk_sent, plan, chunk, count)
 
+    sending = Sending(services.aggregator, upload, seconds, on_chunk)
     with too_late_means(DropoutReason.UPLOAD_TIMEOUT):
-        await retry(lambda: send_upload(services.aggregator, upload, seconds, on_chunk), deadline_s=seconds)
+        await retry(sending.run, deadline_s=seconds, backoff=sending.backoff)
     tell(site.observer.uploaded, plan)
     return upload.digest
 

@@ -1,4 +1,4 @@
-"""The update on its way to the aggregator: sent once, or again when nobody can say what became of it."""
+"""The update on its way to the aggregator: sent once, or gone on with where a stream broke."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,13 +16,19 @@ from fl_core.rounds.plan import RoundPlan
 from fl_core.secagg.messages import RingVector
 from fl_core.transport.errors import from_rpc_error
 from fl_core.transport.peer import call_unary
+from fl_core.transport.retry import Backoff
 from fl_core.wire.chunks import ChunkWriter, chunk_count
-from fl_core.wire.v1 import aggregator_pb2
+from fl_core.wire.v1 import aggregator_pb2, tensors_pb2
 
 if TYPE_CHECKING:
     from fl_core.wire.v1.aggregator_pb2_grpc import AggregatorServiceAsyncStub
 
+    _Call = grpc.aio.StreamUnaryCall[aggregator_pb2.UpdateParametersRequest, aggregator_pb2.UpdateParametersResponse]
+
 QUESTION_TIMEOUT_S = 10.0
+
+RESUMED_CHUNK_BYTES = 1 << 15
+"""Chunks of a stream that goes on where another one broke, in bytes."""
 
 OnChunk = Callable[[int, int], None]
 """Told the index of a chunk that was sent, and how many there are."""
@@ -49,88 +55,137 @@ class Upload:
         return cls(plan, index, payload, sha256(payload.data).digest())
 
 
-async def send_upload(
-    aggregator: "AggregatorServiceAsyncStub", upload: Upload, timeout_s: float, on_chunk: OnChunk
-) -> None:
-    """Send an update, unless the aggregator has it already. After a `retryable` error it may be called again.
+class Sending:
+    """One upload, whatever the number of streams that it takes: each goes on where the one before it broke.
 
     Args:
         aggregator: the service.
         upload: what to send.
         timeout_s: how long one stream may take.
         on_chunk: told about each chunk.
-
-    Raises:
-        UploadRefused: the aggregator refused the update for good.
-        SessionFrozen, UnknownSession: the update comes too late.
-        PeerLost: the connection broke, and the aggregator has no whole update.
     """
-    try:
-        response = await _stream(aggregator, upload, timeout_s, on_chunk)
-    except TacitError as error:
-        # The status of a broken upload may be a mask over the true one, so that only the aggregator's own word counts.
-        if isinstance(error, SessionFrozen | UnknownSession):
+
+    def __init__(
+        self, aggregator: "AggregatorServiceAsyncStub", upload: Upload, timeout_s: float, on_chunk: OnChunk
+    ) -> None:
+        self._aggregator = aggregator
+        self._upload = upload
+        self._timeout_s = timeout_s
+        self._on_chunk = on_chunk
+        self._began = False
+        self._arrived = 0
+        self.backoff = Backoff()
+
+    async def run(self) -> None:
+        """Send the update, or the rest of it. After a `retryable` error it may be called again.
+
+        Raises:
+            UploadRefused: the aggregator refused the update for good.
+            SessionFrozen, UnknownSession: the update comes too late.
+            PeerLost, Overloaded: the connection broke, and the aggregator has no whole update.
+        """
+        try:
+            # The status of a broken upload may be a mask over the true one, so only the aggregator's own word counts.
+            first_byte = await self._ask() if self._began else 0
+            if first_byte is None:
+                return
+            self._began = True
+            response = await self._stream(first_byte)
+        except (SessionFrozen, UnknownSession, UploadRefused):
             raise
-        if not error.retryable:
+        except TacitError as error:
+            if error.retryable:
+                raise
             raise UploadRefused(
                 f"the aggregator refused the update ({error.code}): {error.what}",
                 expected=error.expected,
                 got=error.got,
                 fix=error.fix,
             ) from error
-        if not await _was_accepted(aggregator, upload):
-            raise
-        return
-    if response.upload_sha256 != upload.digest or response.session_id != upload.plan.session_id:
+        self._check(response)
+
+    async def _ask(self) -> int | None:
+        """The byte to go on from; None when the aggregator has the whole update."""
+        upload = self._upload
+        request = aggregator_pb2.GetUploadRequest(session_id=upload.plan.session_id, index=upload.index)
+        record = await call_unary(self._aggregator.GetUpload, request, timeout_s=QUESTION_TIMEOUT_S)
+        match record.state:
+            case aggregator_pb2.UPLOAD_STATE_ABSENT:
+                return self._go_on_from(record.staged_bytes, record.staged_sha256)
+            case aggregator_pb2.UPLOAD_STATE_ACCEPTED if record.upload_sha256 == upload.digest:
+                return None
+            case aggregator_pb2.UPLOAD_STATE_REFUSED:
+                raise UploadRefused(
+                    "the aggregator refused the update", got=f"{record.error_code}: {record.error_message}"
+                )
         raise RemoteProtocolError(
-            "the aggregator acknowledged something else than was sent",
+            "the aggregator has another update of this site",
             expected=upload.digest.hex(),
-            got=response.upload_sha256[:32].hex(),
-            fix="do not go on with this aggregator; wait for the next attempt",
+            got=record.upload_sha256[:32].hex(),
         )
 
+    def _go_on_from(self, staged_bytes: int, staged_sha256: bytes) -> int:
+        payload = self._upload.payload
+        if not 0 < staged_bytes <= payload.nbytes:
+            return 0
+        if sha256(payload[:staged_bytes].data).digest() != staged_sha256:
+            # It is not what was sent; only a new beginning can give the right digest.
+            return 0
+        if staged_bytes > self._arrived:
+            # The link is bad, but it carries: the next pause is short again.
+            self._arrived = staged_bytes
+            self.backoff.reset()
+        return staged_bytes
 
-async def _stream(
-    aggregator: "AggregatorServiceAsyncStub", upload: Upload, timeout_s: float, on_chunk: OnChunk
-) -> aggregator_pb2.UpdateParametersResponse:
-    writer = ChunkWriter(upload.payload, chunk_bytes=upload.plan.chunk_bytes)
-    count = chunk_count(upload.payload.nbytes, upload.plan.chunk_bytes)
-    call = aggregator.UpdateParameters(timeout=timeout_s)
-    try:
-        if await _write_all(call, upload, writer, lambda index: on_chunk(index, count)):
-            await call.done_writing()
-        # Also after a failed write: only the response knows why.
-        return await call
-    except grpc.RpcError as error:
-        raise from_rpc_error(error) from error
-    finally:
-        call.cancel()
+    async def _stream(self, first_byte: int) -> aggregator_pb2.UpdateParametersResponse:
+        upload = self._upload
+        # On a link that breaks, a smaller chunk is more likely to arrive, and less is lost with it.
+        chunk_bytes = min(upload.plan.chunk_bytes, RESUMED_CHUNK_BYTES) if first_byte else upload.plan.chunk_bytes
+        header = aggregator_pb2.UpdateHeader(
+            session_id=upload.plan.session_id,
+            index=upload.index,
+            model_version=upload.plan.model_version,
+            stream=tensors_pb2.StreamHeader(total_bytes=upload.payload.nbytes, chunk_bytes=chunk_bytes),
+            first_byte=first_byte,
+        )
+        call = self._aggregator.UpdateParameters(timeout=self._timeout_s)
+        try:
+            if await self._write_all(call, header):
+                await call.done_writing()
+            # Also after a failed write: only the response knows why.
+            return await call
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+        finally:
+            call.cancel()
 
-
-async def _write_all(
-    call: "grpc.aio.StreamUnaryCall[aggregator_pb2.UpdateParametersRequest, aggregator_pb2.UpdateParametersResponse]",
-    upload: Upload,
-    writer: ChunkWriter,
-    on_chunk: Callable[[int], None],
-) -> bool:
-    """Send the whole stream; False when the aggregator ended the call before."""
-    header = aggregator_pb2.UpdateHeader(
-        session_id=upload.plan.session_id,
-        index=upload.index,
-        model_version=upload.plan.model_version,
-        stream=writer.header,
-    )
-    if not await _write(call, aggregator_pb2.UpdateParametersRequest(header=header)):
-        return False
-    for chunk in writer.chunks():
-        if not await _write(call, aggregator_pb2.UpdateParametersRequest(chunk=chunk)):
+    async def _write_all(self, call: "_Call", header: aggregator_pb2.UpdateHeader) -> bool:
+        """Send the whole stream; False when the aggregator ended the call before."""
+        rest = self._upload.payload[header.first_byte :]
+        writer = ChunkWriter(rest, chunk_bytes=header.stream.chunk_bytes)
+        count = chunk_count(rest.nbytes, header.stream.chunk_bytes)
+        if not await _write(call, aggregator_pb2.UpdateParametersRequest(header=header)):
             return False
-        on_chunk(chunk.index)
-    return await _write(call, aggregator_pb2.UpdateParametersRequest(trailer=writer.trailer))
+        for chunk in writer.chunks():
+            if not await _write(call, aggregator_pb2.UpdateParametersRequest(chunk=chunk)):
+                return False
+            self._on_chunk(chunk.index, count)
+        trailer = tensors_pb2.StreamTrailer(chunk_count=count, sha256=self._upload.digest)
+        return await _write(call, aggregator_pb2.UpdateParametersRequest(trailer=trailer))
+
+    def _check(self, response: aggregator_pb2.UpdateParametersResponse) -> None:
+        upload = self._upload
+        if response.upload_sha256 != upload.digest or response.session_id != upload.plan.session_id:
+            raise RemoteProtocolError(
+                "the aggregator acknowledged something else than was sent",
+                expected=upload.digest.hex(),
+                got=response.upload_sha256[:32].hex(),
+                fix="do not go on with this aggregator; wait for the next attempt",
+            )
 
 
 async def _write(
-    call: "grpc.aio.StreamUnaryCall[aggregator_pb2.UpdateParametersRequest, aggregator_pb2.UpdateParametersResponse]",
+    call: "_Call",
     message: aggregator_pb2.UpdateParametersRequest,
 ) -> bool:
     try:
@@ -141,20 +196,3 @@ async def _write(
             return False
         raise
     return True
-
-
-async def _was_accepted(aggregator: "AggregatorServiceAsyncStub", upload: Upload) -> bool:
-    request = aggregator_pb2.GetUploadRequest(session_id=upload.plan.session_id, index=upload.index)
-    record = await call_unary(aggregator.GetUpload, request, timeout_s=QUESTION_TIMEOUT_S)
-    match record.state:
-        case aggregator_pb2.UPLOAD_STATE_ABSENT:
-            return False
-        case aggregator_pb2.UPLOAD_STATE_ACCEPTED if record.upload_sha256 == upload.digest:
-            return True
-        case aggregator_pb2.UPLOAD_STATE_REFUSED:
-            raise UploadRefused("the aggregator refused the update", got=f"{record.error_code}: {record.error_message}")
-    raise RemoteProtocolError(
-        "the aggregator has another update of this site",
-        expected=upload.digest.hex(),
-        got=record.upload_sha256[:32].hex(),
-    )

@@ -154,38 +154,39 @@ class ChunkReader:
         expected_bytes: int | None = None,
         expected_chunk_bytes: int | None = None,
     ) -> None:
-        if header.total_bytes > max_bytes:
-            raise StreamError(
-                "a stream is too large",
-                expected=f"up to {max_bytes} bytes",
-                got=f"{header.total_bytes} bytes",
-                fix="send what was asked for and nothing more",
-            )
-        if expected_bytes is not None and header.total_bytes != expected_bytes:
-            raise StreamError(
-                "a stream has the wrong size",
-                expected=f"{expected_bytes} bytes",
-                got=f"{header.total_bytes} bytes",
-                fix="compare the shapes of the model and the codec at both ends",
-            )
-        if not 0 < header.chunk_bytes <= MAX_CHUNK_BYTES:
-            raise StreamError("chunk_bytes is out of range", expected=f"1 to {MAX_CHUNK_BYTES}", got=header.chunk_bytes)
-        if expected_chunk_bytes is not None and header.chunk_bytes != expected_chunk_bytes:
-            raise StreamError(
-                "the chunks have the wrong size",
-                expected=f"{expected_chunk_bytes} bytes",
-                got=f"{header.chunk_bytes} bytes",
-                fix="cut the stream into chunks of the expected size",
-            )
+        _check_header(header, max_bytes, expected_bytes, expected_chunk_bytes)
         self._total_bytes = header.total_bytes
         self._chunk_bytes = header.chunk_bytes
-        self._count = chunk_count(header.total_bytes, header.chunk_bytes)
-        if self._count > MAX_CHUNKS:
-            raise StreamError("a stream has too many chunks", expected=f"up to {MAX_CHUNKS}", got=self._count)
+        self._count = _count_within_bound(header.total_bytes, header.chunk_bytes)
         self._digest = hashlib.sha256()
+        # Where the next chunk begins. Behind `_received_bytes` while a resumed stream repeats what was here before.
+        self._position = 0
         self._received_bytes = 0
         self._received_chunks = 0
         self._is_finished = False
+
+    def resume(self, header: tensors_pb2.StreamHeader, first_byte: int) -> None:
+        """Go on with another stream of the same bytes, whose chunks are numbered from 0 and may be smaller.
+
+        Args:
+            header: of that stream.
+            first_byte: where it begins; bytes that came before may come again.
+
+        Raises:
+            StreamError: it is a stream of other bytes, or begins beyond what came so far. Nothing changes.
+        """
+        _check_header(header, self._total_bytes, self._total_bytes, None)
+        if not 0 <= first_byte <= self._received_bytes:
+            raise StreamError(
+                "a stream cannot go on there",
+                expected=f"at byte {self._received_bytes} or before it",
+                got=f"byte {first_byte}",
+                fix="ask what has come, and go on from there",
+            )
+        self._count = _count_within_bound(self._total_bytes - first_byte, header.chunk_bytes)
+        self._chunk_bytes = header.chunk_bytes
+        self._position = first_byte
+        self._received_chunks = 0
 
     @property
     def total_bytes(self) -> int:
@@ -198,21 +199,26 @@ class ChunkReader:
         return self._received_bytes
 
     @property
+    def received_sha256(self) -> bytes:
+        """SHA-256 of the bytes that came so far, 32 bytes."""
+        return self._digest.digest()
+
+    @property
     def received_chunks(self) -> int:
-        """Chunks that came so far."""
+        """Chunks of this stream that came so far."""
         return self._received_chunks
 
     def feed(self, chunk: tensors_pb2.Chunk) -> bytes:
         """Check the next chunk.
 
         Returns:
-            Its bytes, to be kept apart until `finish` has proved the whole stream.
+            Its bytes, to be kept apart until `finish` has proved the whole stream; without those that came before.
 
         Raises:
             StreamError: out of order, of the wrong size, or beyond the end. Nothing changes.
         """
         data = chunk.data
-        expected = min(self._chunk_bytes, self._total_bytes - self._received_bytes)
+        expected = min(self._chunk_bytes, self._total_bytes - self._position)
         if self._received_chunks >= self._count:
             raise StreamError(
                 "a chunk came after the end of its stream",
@@ -234,10 +240,13 @@ class ChunkReader:
                 got=f"{len(data)} bytes",
                 fix="fill every chunk but the last to chunk_bytes",
             )
-        self._digest.update(data)
-        self._received_bytes += len(data)
+        repeated = min(self._received_bytes - self._position, len(data))
+        fresh = data[repeated:] if repeated else data
+        self._digest.update(fresh)
+        self._position += len(data)
+        self._received_bytes += len(fresh)
         self._received_chunks += 1
-        return data
+        return fresh
 
     def finish(self, trailer: tensors_pb2.StreamTrailer) -> bytes:
         """Prove that the stream is whole.
@@ -405,6 +414,41 @@ def model_digest(tensors: Tensors, manifest: TensorManifest) -> bytes:
 def model_digest_of(manifest: TensorManifest, sha256: bytes) -> bytes:
     """Digest of a model whose tensor bytes have the SHA-256 digest `sha256`, as a stream's trailer has it."""
     return labels.digest_fields(labels.MODEL, manifest.digest(), sha256)
+
+
+def _check_header(
+    header: tensors_pb2.StreamHeader, max_bytes: int, expected_bytes: int | None, expected_chunk_bytes: int | None
+) -> None:
+    if header.total_bytes > max_bytes:
+        raise StreamError(
+            "a stream is too large",
+            expected=f"up to {max_bytes} bytes",
+            got=f"{header.total_bytes} bytes",
+            fix="send what was asked for and nothing more",
+        )
+    if expected_bytes is not None and header.total_bytes != expected_bytes:
+        raise StreamError(
+            "a stream has the wrong size",
+            expected=f"{expected_bytes} bytes",
+            got=f"{header.total_bytes} bytes",
+            fix="compare the shapes of the model and the codec at both ends",
+        )
+    if not 0 < header.chunk_bytes <= MAX_CHUNK_BYTES:
+        raise StreamError("chunk_bytes is out of range", expected=f"1 to {MAX_CHUNK_BYTES}", got=header.chunk_bytes)
+    if expected_chunk_bytes is not None and header.chunk_bytes != expected_chunk_bytes:
+        raise StreamError(
+            "the chunks have the wrong size",
+            expected=f"{expected_chunk_bytes} bytes",
+            got=f"{header.chunk_bytes} bytes",
+            fix="cut the stream into chunks of the expected size",
+        )
+
+
+def _count_within_bound(total_bytes: int, chunk_bytes: int) -> int:
+    count = chunk_count(total_bytes, chunk_bytes)
+    if count > MAX_CHUNKS:
+        raise StreamError("a stream has too many chunks", expected=f"up to {MAX_CHUNKS}", got=count)
+    return count
 
 
 def _views_of(source: Buffer | Iterable[Buffer]) -> list[memoryview] | Iterator[memoryview]:

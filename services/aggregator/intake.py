@@ -1,8 +1,9 @@
 """Takes one upload in: checked chunk by chunk, staged, and handed on only when it is whole and proved."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import nullcontext
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Self
 
 from fl_core.codec.packing import packed_bytes
 from fl_core.errors import CodecError, StaleMessage, StreamError, TacitError
@@ -10,15 +11,15 @@ from fl_core.rounds.machine import DropoutReason
 from fl_core.rounds.plan import RoundPlan
 from fl_core.wire.chunks import ChunkReader
 from fl_core.wire.v1 import aggregator_pb2, tensors_pb2
+from services.aggregator.partial import PartialUpload, PartialUploads, Truncated, UploadKey
 from services.aggregator.session import AggregationSession
-from services.runtime.staging import StagedStream, StagingArea
+from services.runtime.staging import StagingArea
 from services.runtime.streams import next_message
 
+IDLE_S = 0.25
+"""An upload that is silent for longer gives its place to another one, until it goes on."""
+
 StreamPart = aggregator_pb2.UpdateParametersRequest | aggregator_pb2.SubmitMaskRequest
-
-
-class Truncated(StreamError):
-    """A stream that ended before its trailer: its connection broke, so the caller may send it again."""
 
 
 class UploadIntake:
@@ -26,12 +27,14 @@ class UploadIntake:
 
     Args:
         staging: where bytes wait until they are proved.
-        max_uploads: uploads at a time.
+        partial: uploads that are not whole yet.
+        max_uploads: uploads at a time. One that is silent gives its place to another, so slow sites hold nobody up.
         stall_timeout_s: longest pause between two messages.
     """
 
-    def __init__(self, staging: StagingArea, max_uploads: int, stall_timeout_s: float) -> None:
+    def __init__(self, staging: StagingArea, partial: PartialUploads, max_uploads: int, stall_timeout_s: float) -> None:
         self._staging = staging
+        self._partial = partial
         self._slots = asyncio.Semaphore(max_uploads)
         self._stall_timeout_s = stall_timeout_s
 
@@ -94,7 +97,7 @@ class UploadIntake:
         reader = _open_reader(session.plan, header.stream)
         with self._staging.stage(reader.total_bytes) as staged:
             sha256 = await self._receive(
-                reader, staged, requests, _Tally(), lambda: session.check_awaits_mask(survivors)
+                reader, staged.write, requests, _Tally(), lambda: session.check_awaits_mask(survivors)
             )
             await session.unmask(staged, sha256)
 
@@ -105,23 +108,50 @@ class UploadIntake:
         requests: AsyncIterator[aggregator_pb2.UpdateParametersRequest],
         received: "_Tally",
     ) -> bytes:
-        reader, index = _open_upload(session.plan, header), header.index
-        async with self._slots:
+        _check_model(session.plan, header)
+        index = header.index
+        if session.upload_of(index) is not None:
             # Bytes that were accepted before are only compared, so they need no room.
-            repeats = session.upload_of(index) is not None
-            room = nullcontext(None) if repeats else self._staging.stage(reader.total_bytes)
-            with room as staged:
-                sha256 = await self._receive(
-                    reader, staged, requests, received, lambda: session.check_may_upload(index)
-                )
-                if not session.check_same(index, sha256) and staged is not None:
-                    await session.accept(index, staged, sha256, received.count)
+            return await self._compare(session, header, requests, received)
+        key = UploadKey(session.plan.session_id, index)
+        async with _Turn(self._slots, self._stall_timeout_s) as turn, self._open(key, session.plan, header) as opened:
+            upload, stream = opened
+            try:
+                while (chunk := await turn.next_chunk(upload, requests)) is not None:
+                    session.check_may_upload(index)
+                    await upload.add(stream, chunk)
+                upload.check_held_by(stream)
+            finally:
+                received.count = upload.message_bytes
+            session.check_may_upload(index)
+            sha256 = upload.reader.finish(turn.trailer)
+            if not session.check_same(index, sha256):
+                await session.accept(index, upload.staged, sha256, upload.message_bytes)
+        return sha256
+
+    def _open(
+        self, key: UploadKey, plan: RoundPlan, header: aggregator_pb2.UpdateHeader
+    ) -> AbstractAsyncContextManager[tuple[PartialUpload, object]]:
+        if header.first_byte:
+            return self._partial.again(key, header.stream, header.first_byte)
+        return self._partial.new(key, _open_reader(plan, header.stream))
+
+    async def _compare(
+        self,
+        session: AggregationSession,
+        header: aggregator_pb2.UpdateHeader,
+        requests: AsyncIterator[aggregator_pb2.UpdateParametersRequest],
+        received: "_Tally",
+    ) -> bytes:
+        reader, index = _open_reader(session.plan, header.stream), header.index
+        sha256 = await self._receive(reader, _ignore, requests, received, lambda: session.check_may_upload(index))
+        session.check_same(index, sha256)
         return sha256
 
     async def _receive(
         self,
         reader: ChunkReader,
-        staged: StagedStream | None,
+        write: Callable[[bytes], Awaitable[None]],
         requests: AsyncIterator[StreamPart],
         received: "_Tally",
         check_wanted: Callable[[], None],
@@ -134,13 +164,11 @@ class UploadIntake:
             received.count += part.ByteSize()
             match part.WhichOneof("part"):
                 case "chunk":
-                    data = reader.feed(part.chunk)
-                    if staged is not None:
-                        await staged.write(data)
+                    await write(reader.feed(part.chunk))
                 case "trailer":
                     return reader.finish(part.trailer)
                 case other:
-                    raise StreamError("a message is out of turn", expected="a chunk or the trailer", got=other)
+                    raise _out_of_turn(other)
 
 
 class _Tally:
@@ -150,7 +178,80 @@ class _Tally:
         self.count = 0
 
 
-def _open_upload(plan: RoundPlan, header: aggregator_pb2.UpdateHeader) -> ChunkReader:
+class _Turn:
+    """A place among the uploads that are received now. It is given back while nothing comes.
+
+    Args:
+        slots: the places.
+        stall_timeout_s: longest pause between two messages.
+    """
+
+    def __init__(self, slots: asyncio.Semaphore, stall_timeout_s: float) -> None:
+        self._slots = slots
+        self._stall_timeout_s = stall_timeout_s
+        self._has_place = False
+        self.trailer = tensors_pb2.StreamTrailer()
+
+    async def __aenter__(self) -> Self:
+        await self._take_place()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._give_place()
+
+    async def next_chunk(
+        self, upload: PartialUpload, requests: AsyncIterator[aggregator_pb2.UpdateParametersRequest]
+    ) -> tensors_pb2.Chunk | None:
+        """The next chunk; None after the trailer.
+
+        Raises:
+            Truncated: the stream ended before it.
+            StreamError: something else came.
+            PeerLost: nothing came in time.
+        """
+        part = await self._next(requests)
+        if part is None:
+            raise _truncated(upload.reader)
+        upload.message_bytes += part.ByteSize()
+        match part.WhichOneof("part"):
+            case "chunk":
+                return part.chunk
+            case "trailer":
+                self.trailer = part.trailer
+                return None
+            case other:
+                raise _out_of_turn(other)
+
+    async def _next(
+        self, requests: AsyncIterator[aggregator_pb2.UpdateParametersRequest]
+    ) -> aggregator_pb2.UpdateParametersRequest | None:
+        # A read of gRPC must not be cancelled and begun again, so one task waits through both pauses.
+        reading = asyncio.ensure_future(next_message(requests, self._stall_timeout_s, "an upload"))
+        try:
+            done, _ = await asyncio.wait({reading}, timeout=IDLE_S)
+            if not done:
+                self._give_place()
+                await asyncio.wait({reading})
+                await self._take_place()
+            return reading.result()
+        finally:
+            reading.cancel()
+
+    async def _take_place(self) -> None:
+        await self._slots.acquire()
+        self._has_place = True
+
+    def _give_place(self) -> None:
+        if self._has_place:
+            self._has_place = False
+            self._slots.release()
+
+
+async def _ignore(_data: bytes) -> None:
+    return
+
+
+def _check_model(plan: RoundPlan, header: aggregator_pb2.UpdateHeader) -> None:
     if header.model_version != plan.model_version:
         raise StaleMessage(
             "the update was made from another version of the model",
@@ -158,7 +259,6 @@ def _open_upload(plan: RoundPlan, header: aggregator_pb2.UpdateHeader) -> ChunkR
             got=header.model_version,
             fix="train from the version of the plan",
         )
-    return _open_reader(plan, header.stream)
 
 
 def _open_reader(plan: RoundPlan, header: tensors_pb2.StreamHeader) -> ChunkReader:
@@ -173,3 +273,7 @@ def _truncated(reader: ChunkReader) -> Truncated:
         got=f"{reader.received_bytes} bytes",
         fix="send it again",
     )
+
+
+def _out_of_turn(kind: str | None) -> StreamError:
+    return StreamError("a message is out of turn", expected="a chunk or the trailer", got=kind)

@@ -21,6 +21,7 @@ from fl_core.wire.convert import (
 )
 from fl_core.wire.v1 import aggregator_pb2, aggregator_pb2_grpc, status_pb2
 from services.aggregator.intake import UploadIntake
+from services.aggregator.partial import Kept, PartialUploads, UploadKey
 from services.aggregator.reporting import AggregateReporter
 from services.aggregator.session import AggregationSession, Upload, sum_bytes
 from services.aggregator.settings import AggregatorSettings
@@ -64,7 +65,8 @@ class AggregatorService(aggregator_pb2_grpc.AggregatorServiceServicer):
         self._streams = StreamSlots(settings.streams_per_caller)
         self._folding = asyncio.Lock()
         staging = StagingArea(settings.state_dir / "spool", settings.memory_budget_bytes)
-        self._intake = UploadIntake(staging, settings.max_uploads, settings.stall_timeout_seconds)
+        self._partial = PartialUploads(staging, settings.max_partial_uploads)
+        self._intake = UploadIntake(staging, self._partial, settings.max_uploads, settings.stall_timeout_seconds)
         self._reporter = AggregateReporter(
             settings.coordinator, lambda: credentials.current, settings.report_timeout_seconds
         )
@@ -90,10 +92,11 @@ class AggregatorService(aggregator_pb2_grpc.AggregatorServiceServicer):
     async def GetUpload(  # noqa: N802
         self, request: aggregator_pb2.GetUploadRequest, context: Context
     ) -> aggregator_pb2.GetUploadResponse:
-        """Site: what became of my upload?"""
+        """Site: what became of my upload, and from where may I go on with it?"""
         session = self._sessions.get(session_id_from_proto(request.session_id))
         check_site(session.plan, caller(context), request.index)
-        return _upload_state(session.upload_of(request.index))
+        kept = self._partial.kept(UploadKey(session.plan.session_id, request.index))
+        return _upload_state(session.upload_of(request.index), kept)
 
     async def OpenAggregation(  # noqa: N802
         self, request: aggregator_pb2.OpenAggregationRequest, context: Context
@@ -106,7 +109,7 @@ class AggregatorService(aggregator_pb2_grpc.AggregatorServiceServicer):
         if self._sessions.find(plan.session_id, owner) is None:
             self._sessions.supersede(plan, owner)
             self._check_memory(plan)
-            self._sessions.add(AggregationSession(plan, self._folding), owner)
+            self._sessions.add(AggregationSession(plan, self._folding, self._partial), owner)
             log.info("aggregation_opened", job_id=plan.job_id, sites=len(plan.roster))
         return aggregator_pb2.OpenAggregationResponse(session_id=plan.session_id)
 
@@ -210,9 +213,11 @@ def _bind(plan: RoundPlan, **fields: object) -> None:
     structlog.contextvars.bind_contextvars(round_id=plan.round_id, session_id=plan.session_id.hex(), **fields)
 
 
-def _upload_state(upload: Upload | None) -> aggregator_pb2.GetUploadResponse:
+def _upload_state(upload: Upload | None, kept: Kept) -> aggregator_pb2.GetUploadResponse:
     if upload is None or (upload.error is None and not upload.is_accepted):
-        return aggregator_pb2.GetUploadResponse(state=aggregator_pb2.UPLOAD_STATE_ABSENT)
+        return aggregator_pb2.GetUploadResponse(
+            state=aggregator_pb2.UPLOAD_STATE_ABSENT, staged_bytes=kept.staged_bytes, staged_sha256=kept.sha256
+        )
     if upload.error is None:
         return aggregator_pb2.GetUploadResponse(state=aggregator_pb2.UPLOAD_STATE_ACCEPTED, upload_sha256=upload.sha256)
     return aggregator_pb2.GetUploadResponse(

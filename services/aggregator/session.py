@@ -11,6 +11,7 @@ from fl_core.errors import BadAggregate, Overloaded, RemoteProtocolError, Sessio
 from fl_core.rounds.machine import DropoutReason
 from fl_core.rounds.plan import Aggregation, RoundPlan
 from fl_core.secagg.inclusion import UploadTree
+from services.aggregator.partial import PartialUploads
 from services.aggregator.sums import ReleasedSum, RunningSum, open_sum
 from services.runtime.events import EventLog
 from services.runtime.offload import offload
@@ -58,10 +59,12 @@ class AggregationSession:
     Args:
         plan: of the attempt.
         folding: held while a vector is unpacked and added, so that one such vector exists in the whole service.
+        partial: uploads that are not whole yet; those of this session go when nothing more is collected.
     """
 
-    def __init__(self, plan: RoundPlan, folding: asyncio.Lock) -> None:
+    def __init__(self, plan: RoundPlan, folding: asyncio.Lock, partial: PartialUploads) -> None:
         self.plan = plan
+        self._partial = partial
         self.uploads: EventLog[Upload] = EventLog()
         self.releasing = asyncio.Lock()
         self.released: ReleasedSum | None = None
@@ -285,6 +288,7 @@ class AggregationSession:
         self._ended = error
         self._phase = Phase.ENDED
         self._admission.set()
+        self._partial.drop(self.plan.session_id)
         self._sum = None
         self.released = None
         self.uploads.fail(error)
@@ -305,6 +309,7 @@ class AggregationSession:
         survivors = self._running_sum().freeze(sorted(eligible))
         self._survivors, self._eligible = survivors, eligible
         self._phase = Phase.AWAITING_MASK
+        self._partial.drop(self.plan.session_id)
         for index, received_bytes in sorted(self._broken.items()):
             self._settle(Upload(index, received_bytes=received_bytes, reason=DropoutReason.UPLOAD_TRUNCATED))
         self.uploads.close()

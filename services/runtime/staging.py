@@ -1,5 +1,6 @@
 """Where an upload waits until it is whole and proved: in memory up to a budget, beyond it in a nameless file."""
 
+import asyncio
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from fl_core.codec.packing import packed_bytes, unpack, unpack_blocks
 from fl_core.crypto.mask_prg import RingVector, lane_dtype
 from fl_core.errors import StorageError
 from services.runtime.offload import offload
+from services.runtime.sessions import run_to_end
 
 BLOCK = 1 << 18
 """Coordinates that are unpacked at a time; a multiple of 8, so that each block begins on a byte."""
@@ -109,7 +111,9 @@ class _OnDisk:
         self._file = file
 
     async def write(self, data: bytes | memoryview) -> None:
-        await offload(self._write, data)
+        # A thread that writes cannot be stopped half-way, so a caller who goes away waits for it: the next one may
+        # write behind it.
+        await run_to_end(lambda: asyncio.create_task(offload(self._write, data)))
 
     def _write(self, data: bytes | memoryview) -> None:
         try:

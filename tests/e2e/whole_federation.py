@@ -227,17 +227,24 @@ class WholeFederation:
             record_plain_updates=self._plain,
         )
 
-    def join(self, client_id: str, trainer: Trainer | None = None, tamper: Tamper | None = None) -> Witness:
-        """Let a site take part; `tamper` changes what it sends."""
+    def join(
+        self,
+        client_id: str,
+        trainer: Trainer | None = None,
+        tamper: Tamper | None = None,
+        rewire: Callable[[Participation], None] = lambda _: None,
+    ) -> Witness:
+        """Let a site take part; `tamper` changes what it sends, `rewire` may change anything before it begins."""
         witness = self.witnesses[client_id] = Witness(self.committed)
-        self._sites.append(asyncio.create_task(self._take_part(client_id, trainer or Steps(), tamper, witness)))
+        taking_part = self._take_part(client_id, trainer or Steps(), tamper, witness, rewire)
+        self._sites.append(asyncio.create_task(taking_part))
         return witness
 
-    async def run_job(self, rounds: int = 2, **fields: object) -> list[RoundReport]:
+    async def run_job(self, rounds: int = 2, **fields: Any) -> list[RoundReport]:
         """Run one job over every site that joined; its reports."""
         return await self.watch(await self.submit(rounds, **fields))
 
-    async def submit(self, rounds: int = 2, **fields: object) -> str:
+    async def submit(self, rounds: int = 2, *, model: dict[str, Array] = MODEL, **fields: object) -> str:
         """Submit one job over every site that joined."""
         size = len(self.witnesses)
         spec = {
@@ -254,8 +261,8 @@ class WholeFederation:
             "evaluate_every": 0,
             **fields,
         }
-        manifest = manifest_of(MODEL)
-        writer = tensor_writer(MODEL, manifest)
+        manifest = manifest_of(model)
+        writer = tensor_writer(model, manifest)
         header = coordinator_pb2.JobHeader(
             spec_json=json.dumps(spec), manifest=manifest_to_proto(manifest), stream=writer.header
         )
@@ -274,7 +281,7 @@ class WholeFederation:
         """The reports of a job, once it has completed."""
         reports: list[RoundReport] = []
         status = ""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             async for event in self._operator().WatchJob(coordinator_pb2.WatchJobRequest(job_id=job_id)):
                 if event.HasField("report"):
                     reports.append(report_from_proto(event.report))
@@ -345,13 +352,21 @@ class WholeFederation:
         vectors = [self._plain_update(report, client_id) for client_id in report.survivors]
         assert plain_sum_sha256(vectors, RING_BITS) == report.aggregate_sha256.hex()
 
-    async def _take_part(self, client_id: str, trainer: Trainer, tamper: Tamper | None, witness: Witness) -> None:
+    async def _take_part(
+        self,
+        client_id: str,
+        trainer: Trainer,
+        tamper: Tamper | None,
+        witness: Witness,
+        rewire: Callable[[Participation], None],
+    ) -> None:
         config = self.config(client_id)
         credentials = Credentials.from_files(config.certificate, config.key, config.ca, config.crl)
         with SiteJournal(config.state_dir) as journal:
             participation = Participation(config, credentials, trainer, journal, witness)
             if tamper is not None:
                 _tamper_with(participation, tamper)
+            rewire(participation)
             await participation.run()
 
     def _operator(self) -> Any:

@@ -263,3 +263,42 @@ def test_a_model_passes_with_the_memory_of_one_model() -> None:
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 1.2 * manifest.nbytes
+
+
+@given(st.binary(min_size=1, max_size=200), st.data())
+def test_a_stream_that_broke_any_number_of_times_gives_the_same_bytes(data: bytes, draw: st.DataObject) -> None:
+    header, chunks, trailer = parts_of(data, 7)
+    reader, got = ChunkReader(header, max_bytes=200), b""
+    stop = draw.draw(st.integers(0, len(chunks)))
+    got += b"".join(reader.feed(chunk) for chunk in chunks[:stop])
+    while draw.draw(st.booleans()):
+        first_byte, size = draw.draw(st.integers(0, len(got))), draw.draw(st.integers(1, 9))
+        header, chunks, trailer = parts_of(data[first_byte:], size)
+        reader.resume(StreamHeader(total_bytes=len(data), chunk_bytes=size), first_byte)
+        stop = draw.draw(st.integers(0, len(chunks)))
+        got += b"".join(reader.feed(chunk) for chunk in chunks[:stop])
+        assert reader.received_bytes == len(got)
+    got += b"".join(reader.feed(chunk) for chunk in chunks[stop:])
+    assert got == data
+    digest = hashlib.sha256(data).digest()
+    assert reader.finish(StreamTrailer(chunk_count=trailer.chunk_count, sha256=digest)) == digest
+
+
+@pytest.mark.parametrize("first_byte", [65, 2**64 - 1])
+def test_a_stream_cannot_go_on_beyond_what_came(first_byte: int) -> None:
+    header, chunks, trailer = parts_of(DATA)
+    reader = ChunkReader(header, max_bytes=100)
+    reader.feed(chunks[0])
+    reader.feed(chunks[1])
+    with pytest.raises(StreamError, match="cannot go on there"):
+        reader.resume(header, first_byte)
+    assert b"".join(reader.feed(chunk) for chunk in chunks[2:]) == DATA[64:]
+    reader.finish(trailer)
+
+
+def test_a_stream_of_another_length_cannot_go_on() -> None:
+    header, chunks, _ = parts_of(DATA)
+    reader = ChunkReader(header, max_bytes=100)
+    reader.feed(chunks[0])
+    with pytest.raises(StreamError, match="wrong size"):
+        reader.resume(StreamHeader(total_bytes=len(DATA) - 1, chunk_bytes=8), 0)

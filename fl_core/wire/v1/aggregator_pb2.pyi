@@ -48,9 +48,15 @@ class UpdateHeader(google.protobuf.message.Message):
     INDEX_FIELD_NUMBER: builtins.int
     MODEL_VERSION_FIELD_NUMBER: builtins.int
     STREAM_FIELD_NUMBER: builtins.int
+    FIRST_BYTE_FIELD_NUMBER: builtins.int
     session_id: builtins.bytes
     index: builtins.int
     model_version: builtins.int
+    first_byte: builtins.int
+    """Where this stream begins, in bytes of the payload: at most `staged_bytes` of a GetUploadResponse. The chunks count
+    from 0 and may then be smaller than the plan's; count and digest of the trailer are of this stream's chunks and of
+    the whole payload.
+    """
     @property
     def stream(self) -> fl_core.wire.v1.tensors_pb2.StreamHeader: ...
     def __init__(
@@ -60,9 +66,10 @@ class UpdateHeader(google.protobuf.message.Message):
         index: builtins.int = ...,
         model_version: builtins.int = ...,
         stream: fl_core.wire.v1.tensors_pb2.StreamHeader | None = ...,
+        first_byte: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["stream", b"stream"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["index", b"index", "model_version", b"model_version", "session_id", b"session_id", "stream", b"stream"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["first_byte", b"first_byte", "index", b"index", "model_version", b"model_version", "session_id", b"session_id", "stream", b"stream"]) -> None: ...
 
 global___UpdateHeader = UpdateHeader
 
@@ -136,10 +143,15 @@ class GetUploadResponse(google.protobuf.message.Message):
     UPLOAD_SHA256_FIELD_NUMBER: builtins.int
     ERROR_CODE_FIELD_NUMBER: builtins.int
     ERROR_MESSAGE_FIELD_NUMBER: builtins.int
+    STAGED_BYTES_FIELD_NUMBER: builtins.int
+    STAGED_SHA256_FIELD_NUMBER: builtins.int
     state: global___UploadState.ValueType
     upload_sha256: builtins.bytes
     error_code: builtins.str
     error_message: builtins.str
+    staged_bytes: builtins.int
+    """Of an upload that broke off: the bytes that are kept, from the first one on, and their SHA-256."""
+    staged_sha256: builtins.bytes
     def __init__(
         self,
         *,
@@ -147,8 +159,10 @@ class GetUploadResponse(google.protobuf.message.Message):
         upload_sha256: builtins.bytes = ...,
         error_code: builtins.str = ...,
         error_message: builtins.str = ...,
+        staged_bytes: builtins.int = ...,
+        staged_sha256: builtins.bytes = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["error_code", b"error_code", "error_message", b"error_message", "state", b"state", "upload_sha256", b"upload_sha256"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["error_code", b"error_code", "error_message", b"error_message", "staged_bytes", b"staged_bytes", "staged_sha256", b"staged_sha256", "state", b"state", "upload_sha256", b"upload_sha256"]) -> None: ...
 
 global___GetUploadResponse = GetUploadResponse
 

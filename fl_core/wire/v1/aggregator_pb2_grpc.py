@@ -93,7 +93,7 @@ class AggregatorServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetUpload(self, request, context):
-        """site: what became of my upload? Asked when the status of a broken upload cannot be trusted.
+        """site: what became of my upload? Asked when the status of a broken upload cannot be trusted, and to go on with it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -30,7 +30,7 @@ class AggregatorServiceStub:
         fl_core.wire.v1.aggregator_pb2.GetUploadRequest,
         fl_core.wire.v1.aggregator_pb2.GetUploadResponse,
     ]
-    """site: what became of my upload? Asked when the status of a broken upload cannot be trusted."""
+    """site: what became of my upload? Asked when the status of a broken upload cannot be trusted, and to go on with it."""
 
     OpenAggregation: grpc.UnaryUnaryMultiCallable[
         fl_core.wire.v1.aggregator_pb2.OpenAggregationRequest,
@@ -85,7 +85,7 @@ class AggregatorServiceAsyncStub:
         fl_core.wire.v1.aggregator_pb2.GetUploadRequest,
         fl_core.wire.v1.aggregator_pb2.GetUploadResponse,
     ]
-    """site: what became of my upload? Asked when the status of a broken upload cannot be trusted."""
+    """site: what became of my upload? Asked when the status of a broken upload cannot be trusted, and to go on with it."""
 
     OpenAggregation: grpc.aio.UnaryUnaryMultiCallable[
         fl_core.wire.v1.aggregator_pb2.OpenAggregationRequest,
@@ -144,7 +144,7 @@ class AggregatorServiceServicer(metaclass=abc.ABCMeta):
         request: fl_core.wire.v1.aggregator_pb2.GetUploadRequest,
         context: _ServicerContext,
     ) -> typing.Union[fl_core.wire.v1.aggregator_pb2.GetUploadResponse, collections.abc.Awaitable[fl_core.wire.v1.aggregator_pb2.GetUploadResponse]]:
-        """site: what became of my upload? Asked when the status of a broken upload cannot be trusted."""
+        """site: what became of my upload? Asked when the status of a broken upload cannot be trusted, and to go on with it."""
 
     @abc.abstractmethod
     def OpenAggregation(

@@ -22,18 +22,22 @@ class WatchRoundsRequest(google.protobuf.message.Message):
     SDK_VERSION_FIELD_NUMBER: builtins.int
     TRAINED_JOB_ID_FIELD_NUMBER: builtins.int
     TRAINED_ROUND_ID_FIELD_NUMBER: builtins.int
+    INSTANCE_FIELD_NUMBER: builtins.int
     sdk_version: builtins.str
     trained_job_id: builtins.str
     """The attempt that the site still holds a trained update for, if any."""
     trained_round_id: builtins.int
+    instance: builtins.bytes
+    """16 random bytes of this process of the site. Another process has lost what the one before knew of an open attempt."""
     def __init__(
         self,
         *,
         sdk_version: builtins.str = ...,
         trained_job_id: builtins.str = ...,
         trained_round_id: builtins.int = ...,
+        instance: builtins.bytes = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["sdk_version", b"sdk_version", "trained_job_id", b"trained_job_id", "trained_round_id", b"trained_round_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["instance", b"instance", "sdk_version", b"sdk_version", "trained_job_id", b"trained_job_id", "trained_round_id", b"trained_round_id"]) -> None: ...
 
 global___WatchRoundsRequest = WatchRoundsRequest
 

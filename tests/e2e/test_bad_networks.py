@@ -1,0 +1,109 @@
+"""Rounds over links that are slow, break, corrupt and swallow: the sum stays exact, and one bad link costs itself."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fault_proxy import FaultProxy, Faults, running_proxy
+from whole_federation import HONEST, Steps, WholeFederation, running_federation
+
+from client_sdk import Array
+from client_sdk.connections import Services
+from client_sdk.participation import Participation
+from fl_core.rounds.plan import RoundPlan
+from fl_core.transport.channel import open_channel
+from fl_core.transport.identity import Role
+from fl_core.wire.v1.aggregator_pb2_grpc import AggregatorServiceStub
+
+pytestmark = pytest.mark.e2e
+
+TWO_MBIT = 250_000
+"""Bytes per second."""
+
+LARGE: dict[str, Array] = {"weight": np.zeros((1000, 300), np.float32)}
+"""An upload of 900 kB at 24 bits: 3.6 s at 2 Mbit/s, so it cannot pass between two cuts of 2 s."""
+
+BRISK = {"min_seconds": 0.5, "max_seconds": 40.0}
+PHASES = dict.fromkeys(("recruiting", "advertising", "sharing", "signing", "revealing"), BRISK)
+
+
+@pytest.fixture
+async def whole(federation: Any, tmp_path: Path, free_port: Callable[[], int]) -> AsyncIterator[WholeFederation]:
+    async with running_federation(federation, tmp_path, free_port()) as running:
+        yield running
+
+
+def uploads_through(address: str) -> Callable[[Participation], None]:
+    """Makes a site reach the aggregator at another address than the plan says."""
+
+    def rewire(participation: Participation) -> None:
+        connections: Any = participation._connections
+        direct = connections.services
+
+        async def services(plan: RoundPlan) -> Services:
+            found = await direct(plan)
+            channel = open_channel(address, connections.credentials, Role.AGGREGATOR, plan.aggregator.service_id)
+            aggregator: Any = AggregatorServiceStub(channel)
+            return Services(aggregator, found.secure_keyserver)
+
+        connections.services = services
+
+    return rewire
+
+
+async def run_round(whole: WholeFederation, proxy_address: str, uploading: dict[str, float]) -> Any:
+    """One round of a large model, in which one of four sites uploads through a proxy."""
+    whole.join(HONEST[0], rewire=uploads_through(proxy_address))
+    for name in HONEST[1:]:
+        whole.join(name, Steps())
+    phases = {**PHASES, "uploading": uploading}
+    fields = {"phases": phases, "chunk_bytes": 262_144, "cohort": {"min": 4, "max": 4}}
+    (report,) = await whole.run_job(rounds=1, model=LARGE, **fields)
+    whole.check_exact(report)
+    return report
+
+
+def check_used(proxy: FaultProxy, connections: int) -> None:
+    assert proxy.accepted >= connections
+
+
+async def test_an_upload_over_a_slow_link_that_breaks_every_two_seconds_completes(whole: WholeFederation) -> None:
+    faults = Faults(delay_s=0.1, bytes_per_second=TWO_MBIT, cut_every_s=2.0)
+    async with running_proxy(whole.addresses[Role.AGGREGATOR], faults) as (proxy, address):
+        report = await run_round(whole, address, {"min_seconds": 50.0, "max_seconds": 50.0})
+        check_used(proxy, 3)
+    assert set(report.survivors) == set(HONEST)
+    # Resumed, not begun again and again: little more than the payload went over the link.
+    assert proxy.passed_bytes < 2 * 900_000
+
+
+async def test_a_link_that_corrupts_bytes_changes_no_sum(whole: WholeFederation) -> None:
+    faults = Faults(corrupt_every_bytes=400_000)
+    async with running_proxy(whole.addresses[Role.AGGREGATOR], faults, seed=5) as (proxy, address):
+        report = await run_round(whole, address, {"min_seconds": 50.0, "max_seconds": 50.0})
+        assert proxy.corrupted
+    assert set(report.survivors) == set(HONEST)
+
+
+async def test_a_link_that_swallows_everything_costs_its_own_site_the_round(whole: WholeFederation) -> None:
+    async with running_proxy(whole.addresses[Role.AGGREGATOR], Faults(swallow=True)) as (_, address):
+        report = await run_round(whole, address, {"min_seconds": 1.0, "max_seconds": 50.0})
+    assert set(report.survivors) == set(HONEST[1:])
+
+
+async def test_a_cut_in_the_middle_of_everything_costs_nobody_the_round(whole: WholeFederation) -> None:
+    faults = Faults(bytes_per_second=4_000_000)
+    async with running_proxy(whole.addresses[Role.AGGREGATOR], faults) as (proxy, address):
+
+        async def cut_once() -> None:
+            while proxy.passed_bytes < 300_000:
+                await asyncio.sleep(0.005)
+            proxy.cut()
+
+        cutting = asyncio.create_task(cut_once())
+        report = await run_round(whole, address, {"min_seconds": 50.0, "max_seconds": 50.0})
+        await cutting
+    assert set(report.survivors) == set(HONEST)
