@@ -138,13 +138,16 @@ def _read(path: Path) -> Mapping[str, Any]:
             got=error.strerror,
             fix="check the path and its permissions",
         ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise ConfigError("the file is no UTF-8", expected="text", fix="save the file as UTF-8") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        # Dates and integers that cannot be are ValueErrors of YAML's own, nesting without end is a RecursionError.
         place = getattr(error, "problem_mark", None)
         raise ConfigError(
             "the file is no YAML",
             expected="lines of `key: value`",
-            got=f"a mistake in line {place.line + 1}" if place else "bytes that are no UTF-8",
-            fix="correct that line" if place else "save the file as UTF-8",
+            got=f"a mistake in line {place.line + 1}" if place else "a date, number or nesting that cannot be",
+            fix="correct that line",
         ) from error
     if not isinstance(content, dict):
         raise ConfigError(

@@ -133,7 +133,7 @@ def _from_metadata(error: grpc.aio.AioRpcError) -> TacitError | None:
 def _parse(payload: bytes) -> TacitError | None:
     try:
         body = json.loads(payload)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if not isinstance(body, dict) or not all(isinstance(text, str) for text in body.values()):
         return None

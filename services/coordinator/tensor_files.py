@@ -70,7 +70,7 @@ def decode_header(read: Callable[[int], bytes]) -> TensorManifest:
             raise ValueError("no header")
         specs = [_spec(name, entry) for name, entry in entries.items() if name != _METADATA]
         offsets = [tuple(entry["data_offsets"]) for name, entry in entries.items() if name != _METADATA]
-    except (struct.error, ValueError, KeyError, TypeError, CodecError) as error:
+    except (struct.error, ValueError, KeyError, TypeError, OverflowError, RecursionError, CodecError) as error:
         raise StorageError("a stored model cannot be read", expected="a safetensors file") from error
     start = 0
     for spec, place in zip(specs, offsets, strict=True):

@@ -148,7 +148,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
             got=reason,
             fix="check the path and its permissions",
         ) from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        # Dates and integers that cannot be are ValueErrors of YAML's own, nesting without end is a RecursionError.
         # The full message quotes the file; the place is enough to find it.
         mark = getattr(error, "problem_mark", None)
         place = f"line {mark.line + 1}" if mark else "unknown place"
