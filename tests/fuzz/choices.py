@@ -12,6 +12,8 @@ INTERESTING = (0, 1, 2, 3, 8, 24, 32, 255, 4096, 2**16, 2**24, 2**31 - 1, 2**31,
 FLOATS = (0.0, -0.0, 1.0, -1.0, 0.5, 1e-300, 1e300, float("inf"), float("-inf"), float("nan"))
 SIZES = (0, 1, 15, 16, 17, 31, 32, 33, 63, 64, 65, 255, 8193)
 TEXTS = ("", "a", "site-1", "a" * 300, "\x00", "\u202e", "../../etc", "%s{0}", "host:0", "host:99999", "é" * 70)
+ODD: tuple[Any, ...] = (None, True, -1, 0.5, 1e308, "", "x", "é", "0" * 64, "zz" * 32, [], {}, [[]], [None], 10**400)
+"""What a field of JSON may hold instead of what it should."""
 DEEPEST = 8
 """Levels of messages within messages that are followed."""
 
@@ -76,6 +78,19 @@ def mutate(message: Message, choices: Choices) -> None:
     """Change one to four places of a message, however deep they lie."""
     for _ in range(1 + choices.below(4)):
         _change(message, choices, 0)
+
+
+def mutate_json(value: Any, choices: Choices) -> Any:
+    """A JSON value with one place replaced by something else, however deep it lies."""
+    if isinstance(value, dict) and value and choices.below(8):
+        key = choices.pick(sorted(value))
+        if not choices.below(8):
+            return {name: part for name, part in value.items() if name != key}
+        return {**value, key: mutate_json(value[key], choices)}
+    if isinstance(value, list) and value and choices.below(4):
+        place = choices.below(len(value))
+        return [*value[:place], mutate_json(value[place], choices), *value[place + 1 :]]
+    return choices.pick((*ODD, choices.integer(-(2**63), 2**64), [value, value], {"a": value}))
 
 
 def is_repeated(field: FieldDescriptor) -> bool:

@@ -31,6 +31,7 @@ from fl_core.crypto import signing
 from fl_core.crypto.shamir import parse_shares
 from fl_core.errors import TacitError
 from fl_core.rounds.job import job_from_json
+from fl_core.secagg.transcript import transcript_from_json, verify_transcript
 from fl_core.transport import errors as wire_errors
 from fl_core.transport.authority import CertificateAuthority, parse_request, read_issued
 from fl_core.transport.identity import TrustStore, identity_of
@@ -41,8 +42,8 @@ from services.aggregator.settings import AggregatorSettings
 from services.coordinator.settings import CoordinatorSettings
 from services.coordinator.tensor_files import decode_header
 from services.keyserver.settings import KeyServerSettings
-from tests.fuzz.choices import Choices, mutate
-from tests.fuzz.seeds import MANIFEST, messages_by_name
+from tests.fuzz.choices import Choices, mutate, mutate_json
+from tests.fuzz.seeds import MANIFEST, bodies, messages_by_name, signed
 
 STREAM_BYTES = MANIFEST.nbytes
 
@@ -73,7 +74,7 @@ class Target:
 
 def targets() -> dict[str, Target]:
     """Every target by name."""
-    found = [*_conversions(), *_streams(), *_texts(), *_files()]
+    found = [*_conversions(), *_streams(), *_texts(), *_transcripts(), *_files()]
     return {target.name: target for target in found}
 
 
@@ -220,6 +221,32 @@ def _texts() -> Iterator[Target]:
     error = json.dumps({"code": "stale_message", "what": "late", "expected": "now", "got": "then", "fix": "wait"})
     yield Target("error_metadata", wire_errors._parse, (error.encode(),))
     yield Target("safetensors_header", lambda data: decode_header(BytesIO(data).read), (_safetensors(),))
+
+
+def _transcripts() -> Iterator[Target]:
+    honest = signed(bodies()).to_json()
+    yield Target("transcript", lambda data: verify_transcript(transcript_from_json(data), _anybody), (honest,))
+    yield Target("transcript/mutated", _verify_signed_nonsense)
+
+
+def _verify_signed_nonsense(data: bytes) -> None:
+    """Services may sign what they like, so what stands behind a good signature is fuzzed too."""
+    choices = Choices(data)
+    stated = bodies()
+    for _ in range(1 + choices.below(3)):
+        kind = choices.pick(sorted(stated))
+        changed = mutate_json(stated[kind], choices)
+        stated[kind] = changed if isinstance(changed, dict) else {"session": changed}
+    try:
+        transcript = signed(stated)
+    except ValueError:
+        # A number without end, which our own JSON cannot say.
+        return
+    verify_transcript(transcript_from_json(transcript.to_json()), _anybody)
+
+
+def _anybody(_certificate: bytes, _role: str, _at: int) -> None:
+    return
 
 
 def _safetensors() -> bytes:
