@@ -7,7 +7,8 @@ import sys
 
 import typer
 
-from cli import db, evaluate, jobs, model, plan, selftest, serve, site, status, train, transcript, up, version
+from cli import db, evaluate, health, jobs, model, plan, selftest, serve, site, status, train, transcript, up, version
+from cli.compose_demo.command import compose_demo_app
 from cli.demo.command import demo
 from cli.loadtest.command import loadtest
 from cli.pki import pki_app
@@ -42,10 +43,12 @@ app.add_typer(model.model_app, name="model", rich_help_panel=OPERATE)
 app.add_typer(transcript.transcript_app, name="transcript", rich_help_panel=OPERATE)
 app.command("serve", rich_help_panel=RUN)(serve.serve)
 app.command("site", rich_help_panel=RUN)(site.site)
+app.command("health", rich_help_panel=RUN)(health.health)
 app.add_typer(pki_app, name="pki", rich_help_panel=RUN)
 app.add_typer(db.db_app, name="db", rich_help_panel=RUN)
 app.command("selftest", rich_help_panel=OTHER)(selftest.selftest)
 app.command("loadtest", rich_help_panel=OTHER)(loadtest)
+app.add_typer(compose_demo_app, name="compose-demo", rich_help_panel=OTHER)
 app.command("version", rich_help_panel=OTHER)(version.version)
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from pydantic import Field, field_validator
 
-from services.runtime.database import database_url, sqlite_url
+from services.runtime.database import database_url, sqlite_url, with_password
 from services.runtime.settings import ServiceSettings, split_address
 
 
@@ -14,6 +14,7 @@ class CoordinatorSettings(ServiceSettings):
     Args:
         database_url: `sqlite:///path` or `postgresql://user:password@host/name`; `coordinator.db` in the state
             folder when empty.
+        database_password_file: a file that holds the password of `database_url`, instead of the URL itself.
         blob_url: folder or fsspec URL for models; `blobs` in the state folder when empty.
         aggregator: host:port of the aggregator, as sites reach it too.
         keyserver: host:port of the key server, as sites reach it too.
@@ -29,6 +30,7 @@ class CoordinatorSettings(ServiceSettings):
     """
 
     database_url: str = ""
+    database_password_file: Path | None = None
     blob_url: str = ""
     aggregator: str
     keyserver: str
@@ -58,7 +60,8 @@ class CoordinatorSettings(ServiceSettings):
     @property
     def database(self) -> str:
         """The database, wherever it was said to be."""
-        return self.database_url or sqlite_url((self.state_dir / "coordinator.db").resolve())
+        given = with_password(self.database_url, self.database_password_file)
+        return given or sqlite_url((self.state_dir / "coordinator.db").resolve())
 
     @property
     def blobs(self) -> str:

@@ -1,10 +1,11 @@
 """Settings of the key server."""
 
 import os
+from pathlib import Path
 
 from pydantic import Field
 
-from services.runtime.database import sqlite_url
+from services.runtime.database import sqlite_url, with_password
 from services.runtime.settings import ServiceSettings
 
 
@@ -13,6 +14,7 @@ class KeyServerSettings(ServiceSettings):
 
     Args:
         database_url: a database of its own that records unmasked sessions; a SQLite file in state_dir when empty.
+        database_password_file: a file that holds the password of `database_url`, instead of the URL itself.
         max_sessions: sessions that may be open at once.
         max_cohort: largest cohort; the messages of a session grow with its square.
         streams_per_caller: streams that one site or service may hold open at once.
@@ -22,6 +24,7 @@ class KeyServerSettings(ServiceSettings):
     """
 
     database_url: str = ""
+    database_password_file: Path | None = None
     max_sessions: int = Field(default=16, ge=1)
     max_cohort: int = Field(default=4096, ge=3)
     streams_per_caller: int = Field(default=4, ge=1)
@@ -32,4 +35,5 @@ class KeyServerSettings(ServiceSettings):
     @property
     def journal_url(self) -> str:
         """The database of the journal."""
-        return self.database_url or sqlite_url(self.state_dir / "keyserver.db")
+        given = with_password(self.database_url, self.database_password_file)
+        return given or sqlite_url(self.state_dir / "keyserver.db")

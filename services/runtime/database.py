@@ -97,6 +97,23 @@ def sqlite_url(path: Path) -> str:
     return f"sqlite+aiosqlite:///{path}"
 
 
+def with_password(url: str, password_file: Path | None) -> str:
+    """A database URL with the password of a file in it, so that no config or environment holds it.
+
+    Raises:
+        ConfigError: the file cannot be read, or there is no URL that it belongs to.
+    """
+    if password_file is None:
+        return url
+    if not url:
+        raise ConfigError("database_password_file belongs to a database_url", fix="add database_url, or take it out")
+    try:
+        password = password_file.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the password in {password_file} cannot be read", expected="a file of one line") from error
+    return database_url(url).set(password=password).render_as_string(hide_password=False)
+
+
 def database_url(url: str) -> URL:
     """Read a database URL and choose the asynchronous driver.
 
