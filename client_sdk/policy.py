@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
@@ -10,7 +11,7 @@ from fl_core.rounds.cohort_rules import check_difference, check_smallest, check_
 from fl_core.rounds.plan import Aggregation, RoundPlan, ServiceEndpoint, SparseGraph
 from fl_core.rounds.planner import check_plan
 from fl_core.secagg.degrees import Profile
-from fl_core.transport.identity import Identity, Role, identity_of, parse_certificate
+from fl_core.transport.identity import Identity, Role, cached_identity, parse_certificate
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,8 +156,8 @@ def check_services(plan: RoundPlan, certificates: Mapping[Role, bytes]) -> None:
         PolicyRefused: another certificate than the plan says, a wrong role, or one party in two roles.
     """
     for role, endpoint in endpoints(plan).items():
-        _check_endpoint(role, endpoint, identity_of(certificates[role]))
-    identities = {role: identity_of(certificate) for role, certificate in certificates.items()}
+        _check_endpoint(role, endpoint, cached_identity(certificates[role]))
+    identities = {role: cached_identity(certificate) for role, certificate in certificates.items()}
     _check_distinct("certificate", {role: identity.certificate_sha256 for role, identity in identities.items()})
     _check_distinct("id", {role: identity.id.encode() for role, identity in identities.items()})
     # A renewed certificate over the same key is the same party too.
@@ -234,6 +235,7 @@ def _check_distinct(what: str, facts: Mapping[Role, bytes]) -> None:
         roles[fact] = role
 
 
+@lru_cache(maxsize=64)
 def _public_key(certificate: bytes) -> bytes:
     key = parse_certificate(certificate).public_key()
     return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from cli.loadtest.gauges import usage_of
 from cli.processes import STOP_GRACE_S
 from fl_core.errors import ConfigError, InternalError, PeerLost
 
@@ -49,10 +50,11 @@ class SiteHosts:
     ) -> None:
         await self._stop()
 
-    @property
-    def pids(self) -> list[int]:
-        """The process ids."""
-        return [host.process.pid for host in self._hosts]
+    def cpu_seconds(self) -> float | None:
+        """Of all processes together so far; None where the system does not say."""
+        usages = [usage_of(host.process.pid) for host in self._hosts]
+        known = [usage.cpu_seconds for usage in usages if usage is not None]
+        return sum(known) if len(known) == len(usages) else None
 
     async def connect(self) -> None:
         """Let all sites connect, and wait until each has reached the coordinator.

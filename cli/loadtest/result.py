@@ -43,6 +43,7 @@ class LoadResult:
         wall_seconds: from the submission of the job to the last report.
         before: of the services, by name, when the job was submitted; empty when they are not ours.
         after: the same at the end.
+        site_cpu_seconds: of all sites together, meanwhile; None where the system does not say.
         detail: why the job ended early; empty otherwise.
     """
 
@@ -51,6 +52,7 @@ class LoadResult:
     wall_seconds: float
     before: Mapping[str, Usage]
     after: Mapping[str, Usage]
+    site_cpu_seconds: float | None = None
     detail: str = ""
 
     @property
@@ -143,6 +145,7 @@ class LoadResult:
             "committed_rounds": len(self.committed),
             "dropouts_by_reason": self.dropouts_by_reason,
             "server_cpu_seconds": {name: round(value, 2) for name, value in self.server_cpu_seconds.items()},
+            "site_cpu_seconds": None if self.site_cpu_seconds is None else round(self.site_cpu_seconds, 2),
             "server_peak_rss_bytes": {name: usage.peak_rss_bytes for name, usage in self.after.items()},
             "server_start_rss_bytes": {name: usage.peak_rss_bytes for name, usage in self.before.items()},
             "aggregate_exact": self.aggregate_exact,

@@ -77,14 +77,23 @@ class _Run:
         async with SiteHosts(assignments) as hosts, Operator.connect(self.federation.operator()) as operator:
             say(f"connecting {options.sites} sites in {options.processes} processes")
             await hosts.connect()
-            before = usages_of(self.federation.pids)
+            before, sites_before = usages_of(self.federation.pids), hosts.cpu_seconds()
             began = time.monotonic()
             job_id = await operator.submit(job_from_mapping(options.job()), initial_model(options.parameters))
             say(f"running {options.rounds} rounds, {options.vanishing} sites vanish in each")
             history = JobHistory(job_id)
             rounds = [settled async for settled in self._rounds(operator, history, hosts)]
             seconds = time.monotonic() - began
-            return LoadResult(options, rounds, seconds, before, usages_of(self.federation.pids), history.failure)
+            sites_after = hosts.cpu_seconds()
+            return LoadResult(
+                options=options,
+                rounds=rounds,
+                wall_seconds=seconds,
+                before=before,
+                after=usages_of(self.federation.pids),
+                site_cpu_seconds=None if sites_before is None or sites_after is None else sites_after - sites_before,
+                detail=history.failure,
+            )
 
     async def _rounds(self, operator: Operator, history: JobHistory, hosts: SiteHosts) -> AsyncIterator[SettledRound]:
         async for event in operator.watch(history.job_id):

@@ -30,6 +30,8 @@ def _facts(result: LoadResult) -> Table:
             "seconds of a round",
             f"{seconds_text(median(seconds))} median, {seconds_text(percentile(seconds, 0.95))} of 95% at most",
         )
+    if result.site_cpu_seconds is not None:
+        facts.add_row("CPU seconds of all sites", seconds_text(result.site_cpu_seconds))
     facts.add_row("aggregates per second", f"{result.aggregates_per_second:.2f}")
     reasons = ", ".join(f"{reason} {count}" for reason, count in result.dropouts_by_reason.items())
     facts.add_row("drop-outs by reason", reasons or "none")

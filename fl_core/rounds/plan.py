@@ -238,6 +238,7 @@ class RoundPlan:
     roster: tuple[RosterEntry, ...]
     training: Mapping[str, Scalar] = field(default_factory=lambda: MappingProxyType({}))
     graph: SparseGraph | None = None
+    _binding: list[bytes] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         check_text("a job_id", self.job_id)
@@ -310,15 +311,10 @@ class RoundPlan:
     @property
     def binding(self) -> bytes:
         """The context to which everything of this attempt is bound, 32 bytes."""
-        return labels.digest_fields(
-            labels.CONTEXT,
-            self.job_id,
-            self.round_id,
-            self.attempt,
-            self.model_digest,
-            self.plan_digest,
-            self.roster_digest,
-        )
+        # A plan never changes, and every message of the attempt asks for this digest of its whole roster.
+        if not self._binding:
+            self._binding.append(self._bind())
+        return self._binding[0]
 
     @property
     def session_id(self) -> bytes:
@@ -355,6 +351,17 @@ class RoundPlan:
             expected="an invited site",
             got=client_id,
             fix="wait for an invitation",
+        )
+
+    def _bind(self) -> bytes:
+        return labels.digest_fields(
+            labels.CONTEXT,
+            self.job_id,
+            self.round_id,
+            self.attempt,
+            self.model_digest,
+            self.plan_digest,
+            self.roster_digest,
         )
 
     def _scalar_fields(self) -> list[labels.Field]:

@@ -46,6 +46,9 @@ class Role(StrEnum):
         return self in (Role.COORDINATOR, Role.AGGREGATOR, Role.KEYSERVER)
 
 
+_ROLES = frozenset(Role)
+
+
 @dataclass(frozen=True, slots=True)
 class Identity:
     """The party that a certificate stands for.
@@ -197,7 +200,7 @@ def parse_names(extensions: x509.Extensions) -> tuple[str, Role, str]:
 
 def _parse_uri(uri: str) -> tuple[str, Role, str]:
     parts = uri.removeprefix(URI_SCHEME).split("/")
-    if not uri.startswith(URI_SCHEME) or len(parts) != 3 or parts[1] not in set(Role):
+    if not uri.startswith(URI_SCHEME) or len(parts) != 3 or parts[1] not in _ROLES:
         expected = f"{URI_SCHEME}<federation>/<role>/<id>"
         raise IdentityError("the name in the certificate cannot be read", expected=expected, got=repr(uri[:200]))
     federation, role, subject_id = parts[0], Role(parts[1]), parts[2]
@@ -208,6 +211,11 @@ def _parse_uri(uri: str) -> tuple[str, Role, str]:
 
 def _der(certificate: x509.Certificate) -> bytes:
     return certificate.public_bytes(Encoding.DER)
+
+
+# Whether a CA signed a certificate never changes, so that all stores of a process know it once one of them does. The
+# key is what was pinned and the certificate; time and revocation are checked anew each time.
+_verified: dict[bytes, tuple[Identity, x509.Certificate, x509.Certificate]] = {}
 
 
 class TrustStore:
@@ -225,7 +233,7 @@ class TrustStore:
         self._authorities = _load_authorities(ca_pem)
         self.federation = federation_of(self._authorities[0])
         self._revocations = _load_revocations(crl_pem, self._authorities)
-        self._verified: dict[bytes, tuple[Identity, x509.Certificate, x509.Certificate]] = {}
+        self._pinned = sha256(b"".join(_der(authority) for authority in self._authorities)).digest()
 
     def check(self, certificate_der: bytes, now: datetime) -> Identity:
         """Check that the federation vouches for a certificate at `now` and say who it stands for.
@@ -244,18 +252,18 @@ class TrustStore:
         return identity
 
     def _verify(self, certificate_der: bytes) -> tuple[Identity, x509.Certificate, x509.Certificate]:
-        digest = sha256(certificate_der).digest()
-        known = self._verified.get(digest)
+        key = self._pinned + sha256(certificate_der).digest()
+        known = _verified.get(key)
         if known is not None:
             return known
         certificate = parse_certificate(certificate_der)
         authority = self._issuer_of(certificate)
         identity = identity_of(certificate)
         _check_leaf(identity, certificate, self.federation)
-        if len(self._verified) >= _CACHE_LIMIT:
-            self._verified.clear()
-        self._verified[digest] = identity, certificate, authority
-        return self._verified[digest]
+        if len(_verified) >= _CACHE_LIMIT:
+            _verified.clear()
+        verified = _verified[key] = identity, certificate, authority
+        return verified
 
     def _issuer_of(self, certificate: x509.Certificate) -> x509.Certificate:
         for authority in self._authorities:

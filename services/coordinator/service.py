@@ -18,17 +18,17 @@ from fl_core.rounds.plan import ClientId, JobId
 from fl_core.rounds.planner import check_job
 from fl_core.transport.errors import printable
 from fl_core.transport.identity import Identity, Role
-from fl_core.wire.chunks import DEFAULT_CHUNK_BYTES, ChunkReader
+from fl_core.wire.chunks import ChunkReader
 from fl_core.wire.convert import (
     dropout_reason_from_proto,
     evaluation_to_proto,
     manifest_from_proto,
-    manifest_to_proto,
     report_to_proto,
     session_id_from_proto,
 )
 from fl_core.wire.v1 import coordinator_pb2 as pb
 from fl_core.wire.v1 import coordinator_pb2_grpc, status_pb2, tensors_pb2
+from services.coordinator.downloads import ModelDownloads
 from services.coordinator.driver import Driver, spec_of
 from services.coordinator.models import StoredModel
 from services.coordinator.presence import ConnectedSite
@@ -80,7 +80,8 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServiceServicer):
         self._driver = driver
         self._started = monotonic()
         self._streams = StreamSlots(settings.streams_per_caller)
-        self._downloads = asyncio.Semaphore(settings.concurrent_downloads)
+        self._download_slots = asyncio.Semaphore(settings.concurrent_downloads)
+        self._downloads = ModelDownloads(resources.jobs, resources.models, settings.model_memory_bytes)
 
     async def WatchRounds(  # noqa: N802 - named by the wire
         self, request: pb.WatchRoundsRequest, context: Context
@@ -99,9 +100,9 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServiceServicer):
     ) -> AsyncIterator[pb.GetParametersResponse]:
         """Site, operator: what do I have -> the model, or word that it is the same."""
         identity = caller(context)
-        model = await self._with.jobs.model(request.job_id, request.model_version)
+        model = await self._downloads.find(request.job_id, request.model_version)
         with self._streams.hold((identity.name, "parameters")):
-            async with self._downloads, aclosing(self._parameters(model, request.have_digest)) as parts:
+            async with self._download_slots, aclosing(self._parameters(model, request.have_digest)) as parts:
                 async for part in parts:
                     self._count(model.job_id, identity, down=part.ByteSize())
                     yield part
@@ -245,25 +246,12 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServiceServicer):
     async def _parameters(
         self, model: ModelRecord, have_digest: bytes
     ) -> AsyncGenerator[pb.GetParametersResponse, None]:
-        header = pb.ModelHeader(
-            job_id=model.job_id,
-            model_version=model.version,
-            model_digest=model.model_digest,
-            unchanged=have_digest == model.model_digest,
-        )
-        if header.unchanged:
-            yield pb.GetParametersResponse(header=header)
+        if have_digest == model.model_digest:
+            yield pb.GetParametersResponse(header=unchanged_header(model))
             return
-        reader = await self._with.models.open(model.blob_name, model.model_digest)
-        header.manifest.CopyFrom(manifest_to_proto(reader.manifest))
-        header.stream.CopyFrom(
-            tensors_pb2.StreamHeader(total_bytes=reader.manifest.nbytes, chunk_bytes=DEFAULT_CHUNK_BYTES)
-        )
-        async with aclosing(reader.chunks(DEFAULT_CHUNK_BYTES)) as chunks:
-            yield pb.GetParametersResponse(header=header)
-            async for chunk in chunks:
-                yield pb.GetParametersResponse(chunk=chunk)
-        yield pb.GetParametersResponse(trailer=reader.trailer)
+        async with aclosing(self._downloads.stream(model)) as parts:
+            async for part in parts:
+                yield part
 
     async def _receive_model(
         self,
@@ -304,6 +292,13 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServiceServicer):
     def _count(self, job_id: str, identity: Identity, *, up: int = 0, down: int = 0) -> None:
         if identity.role is Role.SITE:
             self._with.traffic.count(job_id, identity.id, up=up, down=down)
+
+
+def unchanged_header(model: ModelRecord) -> pb.ModelHeader:
+    """The answer to somebody who has the model."""
+    return pb.ModelHeader(
+        job_id=model.job_id, model_version=model.version, model_digest=model.model_digest, unchanged=True
+    )
 
 
 def read_spec(spec_json: str) -> JobSpec:

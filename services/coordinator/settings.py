@@ -24,6 +24,8 @@ class CoordinatorSettings(ServiceSettings):
         evaluation_timeout_s: how long sites may take to evaluate a model.
         concurrent_jobs: jobs that run at the same time; the others wait in the order in which they came.
         concurrent_downloads: models that are sent at the same time; the others wait.
+        model_memory_bytes: newest models that stay in memory, together, while sites download them; a larger one is
+            read from the blob store for each download.
         streams_per_caller: streams of one kind that one party may hold open at once.
         memory_budget_bytes: sums that are kept in memory until they are applied; those beyond it go to disk.
         max_model_bytes: largest model that a job may bring.
@@ -40,6 +42,7 @@ class CoordinatorSettings(ServiceSettings):
     evaluation_timeout_s: float = Field(default=600.0, gt=0)
     concurrent_jobs: int = Field(default=1, ge=1)
     concurrent_downloads: int = Field(default=64, ge=1)
+    model_memory_bytes: int = Field(default=64 << 20, ge=0)
     streams_per_caller: int = Field(default=4, ge=1)
     memory_budget_bytes: int = Field(default=64 << 20, ge=0)
     max_model_bytes: int = Field(default=1 << 36, ge=1)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 from google.protobuf import descriptor_pool
@@ -82,7 +82,7 @@ class Gatekeeper:
             IdentityError: no certificate, or one that is expired, revoked or of another federation; or old TLS.
             PermissionRefused: the role may not call this method.
         """
-        identity = self.recheck(context)
+        identity = self.recheck(connection_of(context))
         allowed = self.table.get(method, frozenset())
         if identity.role not in allowed:
             raise PermissionRefused(
@@ -92,20 +92,35 @@ class Gatekeeper:
             )
         return identity
 
-    def recheck(self, context: Context) -> Identity:
-        """Check TLS version and certificate once more, in the middle of a long stream.
+    def recheck(self, connection: "Connection") -> Identity:
+        """Check TLS version and certificate, once more in the middle of a long stream.
 
         Raises:
             IdentityError: as `admit`.
         """
-        version = _first(context, "ssl_tls_version")
-        if version != b"TLSv1.3":
+        if connection.tls_version != b"TLSv1.3":
             raise IdentityError(
                 "the connection is not safe enough",
                 expected="TLS 1.3",
-                got=version.decode("ascii", "replace") or "none",
+                got=connection.tls_version.decode("ascii", "replace") or "none",
             )
-        return self.trust().check(_peer_certificate(context), self.clock())
+        return self.trust().check(connection.certificate, self.clock())
+
+
+class Connection(NamedTuple):
+    """What was agreed when the caller connected; it stays the same as long as the connection."""
+
+    tls_version: bytes
+    certificate: bytes
+
+
+def connection_of(context: Context) -> Connection:
+    """The connection of a call.
+
+    Raises:
+        IdentityError: it came without a certificate.
+    """
+    return Connection(_first(context, "ssl_tls_version"), _peer_certificate(context))
 
 
 def _peer_certificate(context: Context) -> bytes:

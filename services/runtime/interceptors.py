@@ -13,7 +13,7 @@ import structlog
 
 from fl_core.errors import InternalError, TacitError
 from fl_core.transport.errors import from_rpc_error, to_status
-from services.runtime.identity import OPEN_METHODS, Context, Gatekeeper
+from services.runtime.identity import OPEN_METHODS, Context, Gatekeeper, connection_of
 from services.runtime.metrics import RPC_FINISHED, RPC_OPEN, RPC_SECONDS
 
 log = structlog.get_logger(__name__)
@@ -69,9 +69,10 @@ class CallBoundary(grpc.aio.ServerInterceptor):
                 if not isasyncgenfunction(behaviour):
                     await behaviour(request, context)
                     return
+                connection = connection_of(context)
                 async with aclosing(behaviour(request, context)) as responses:
                     async for response in responses:
-                        self._gatekeeper.recheck(context)
+                        self._gatekeeper.recheck(connection)
                         await context.write(response)
 
         return respond
