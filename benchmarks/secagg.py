@@ -12,6 +12,8 @@ from benchmarks.sessions import measure_sessions
 from benchmarks.stopwatch import best_by_turns, best_in_a_row, one_core
 from benchmarks.unmasking import PreparedSession
 from fl_core.crypto.shamir import combine, lagrange_at_zero, parse_shares, split_secrets
+from fl_core.secagg.degrees import Profile
+from fl_core.secagg.profiles import choose_graph
 
 TURNS = 3
 IN_A_ROW = 5
@@ -19,6 +21,10 @@ SECRET_BYTES = 32
 MANY_SECRETS = 300
 UNMASKING = ("rebuilding", "agreeing", "expanding")
 WANTED_UNMASKING = 500.0
+CORRUPT, DROPOUT = 0.05, 0.3
+TABLE_DEGREES = {100: (28, 6), 1000: (76, 25)}
+"""Degree and threshold for 5 % corrupt sites and 30 % drop-outs, honest but curious, everybody in U1, no audit."""
+WANTED_SPARSE_S = 2.0
 PAPER_SERVER_S = 413.767
 PAPER_CLIENT_S = 1.699
 """Bonawitz et al. 2017, figure 8: n = 1000, d = 100,000 of 24 bits, 30 % dropped; one thread, without signatures."""
@@ -33,6 +39,7 @@ def measure(*, quick: bool = False) -> list[Figure]:
             *_shamir_beside_flower(20 if quick else 500, 11 if quick else 251, peer),
             *_unmasking(peer, size=20 if quick else 100, dropped=6 if quick else 30),
             *_bonawitz(100 if quick else 1000),
+            *_sparse(100 if quick else 1000),
         ]
 
 
@@ -97,6 +104,29 @@ def _bonawitz(size: int) -> list[Figure]:
         *(Figure(f"bonawitz_{size}_server_{step}", taken, "s") for step, taken in server.items()),
         Figure(f"bonawitz_{size}_site", sum(site.values()), "s", PAPER_CLIENT_S if is_the_table else None),
         *(Figure(f"bonawitz_{size}_site_{step}", taken, "s") for step, taken in site.items()),
+    ]
+
+
+def _sparse(size: int) -> list[Figure]:
+    """The same cohort on a sparse graph: at the degree of the literature, and at the one that a plan would have."""
+    planned = choose_graph(size, CORRUPT, DROPOUT, Profile.HONEST_BUT_CURIOUS)
+    table = TABLE_DEGREES[size]
+    return [
+        *_sparse_at(size, *table, WANTED_SPARSE_S if size == 1000 else None),
+        *_sparse_at(size, planned.degree, planned.threshold, None),
+    ]
+
+
+def _sparse_at(size: int, degree: int, threshold: int, wanted: float | None) -> list[Figure]:
+    session = PreparedSession.prepare(
+        size, threshold=threshold, dropped=3 * size // 10, length=100_000, ring_bits=24, degree=degree
+    )
+    server, site = _fastest(session.serve), _fastest(session.take_part)
+    name = f"sparse_{size}_k{degree}"
+    return [
+        Figure(f"{name}_server", sum(server.values()), "s", wanted),
+        *(Figure(f"{name}_server_{step}", taken, "s") for step, taken in server.items()),
+        Figure(f"{name}_site", sum(site.values()), "s"),
     ]
 
 

@@ -2,7 +2,8 @@
 
 Keys, seeds, shares, signatures and vectors are real, and the sum is checked. Two things are spared, neither of which
 the server sees: sealed shares are random bytes of the right length, except those for site 0, and in the vectors of the
-survivors the masks between two survivors, which cancel, are left out.
+survivors the masks between two survivors, which cancel, are left out. Every signature is checked every time: the
+verifier of the simulation would remember those that it has seen.
 """
 
 import os
@@ -10,20 +11,25 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from hashlib import sha256
 from typing import ParamSpec, TypeVar
 
 import numpy as np
 
 from fl_core.crypto.mask_prg import combine_masks, lane_dtype, reduce_ring
 from fl_core.crypto.shamir import split_secrets
+from fl_core.crypto.signing import verify_signature
+from fl_core.errors import IdentityError
 from fl_core.secagg import client
+from fl_core.secagg.beacon import make_beacon
 from fl_core.secagg.commitments import commit_pair
-from fl_core.secagg.context import SessionContext
-from fl_core.secagg.directory import Directory, survivors_statement
-from fl_core.secagg.exchange import CollectingAdvertisements
+from fl_core.secagg.context import HararySpec, SessionContext
+from fl_core.secagg.directory import Directory, freeze_keys, survivors_statement
+from fl_core.secagg.exchange import CollectingAdvertisements, CollectingSealedShares
 from fl_core.secagg.masked_sum import CollectingMaskedInputs
 from fl_core.secagg.masks import pair_term, self_term
 from fl_core.secagg.messages import (
+    Beacon,
     ConsistencyProof,
     KeyAdvertisement,
     KeyDirectory,
@@ -39,7 +45,7 @@ from fl_core.secagg.messages import (
 )
 from fl_core.secagg.phase import Turn
 from fl_core.secagg.sealing import SEALED_SHARE_BYTES, HeldShares, agree_share_keys, seal_shares
-from fl_core.simulation.identity import FingerprintVerifier, simulated_signers, verifier_of
+from fl_core.simulation.identity import simulated_signers, verifier_of
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -49,12 +55,28 @@ SURVIVOR = 0
 
 
 @dataclass(frozen=True, slots=True)
+class ForgetfulVerifier:
+    """Checks certificate and signature, each time that it is asked; implements `RosterVerifier`."""
+
+    fingerprints: tuple[bytes, ...] = field(repr=False)
+
+    def verify(self, index: int, certificate_der: bytes, message: bytes, signature: bytes) -> None:
+        """Check that the certificate is that of `index` and signed the message."""
+        if sha256(certificate_der).digest() != self.fingerprints[index]:
+            raise IdentityError("a certificate is not that of the roster", expected=f"the certificate of site {index}")
+        verify_signature(certificate_der, message, signature)
+
+
+@dataclass(frozen=True, slots=True)
 class PreparedSession:
     """All messages of one session in which the last sites drop out after they shared their secrets."""
 
     context: SessionContext
-    verifier: FingerprintVerifier = field(repr=False)
+    verifier: ForgetfulVerifier = field(repr=False)
     directory: Directory = field(repr=False)
+    beacon: Beacon | None = field(repr=False)
+    shown: KeyDirectory = field(repr=False)
+    """What site 0 sees of the directory."""
     sites: Mapping[int, client.CollectingDirectory] = field(repr=False)
     advertisements: tuple[KeyAdvertisement, ...] = field(repr=False)
     shares: Mapping[int, Mapping[int, HeldShares]] = field(repr=False)
@@ -72,15 +94,32 @@ class PreparedSession:
         dropped: int,
         length: int,
         ring_bits: int,
+        degree: int | None = None,
     ) -> "PreparedSession":
-        """Draw everything and bring every site to the end of round 3."""
-        context = SessionContext(os.urandom(32), size, threshold, threshold, ring_bits, length)
+        """Draw everything and bring every site to the end of round 3.
+
+        Args:
+            size: sites, n.
+            threshold: shares that rebuild a secret, t.
+            dropped: sites that drop out after they shared their secrets.
+            length: coordinates of the vectors.
+            ring_bits: of the ring.
+            degree: neighbours of each site, k; without it the graph is complete.
+        """
+        secret = make_beacon(os.urandom) if degree else None
+        # The audit of the sites is asked for gaps that nobody fills: degrees of the literature are not chosen for it.
+        spec = HararySpec(degree, secret.commitment, (degree // 2,)) if degree and secret else None
+        smallest = size - dropped if degree else threshold
+        context = SessionContext(os.urandom(32), size, threshold, smallest, ring_bits, length, spec)
         signers = simulated_signers(size, os.urandom)
-        verifier = verifier_of(signers)
+        verifier = ForgetfulVerifier(verifier_of(signers).fingerprints)
         begun = [client.advertise(context, i, signers[i], verifier, os.urandom) for i in range(size)]
         sites = {index: phase for index, (phase, _) in enumerate(begun)}
         advertisements = tuple(message for _, message in begun)
-        directory = _directory(sites[SURVIVOR], advertisements)
+        keys = freeze_keys(context, advertisements)
+        beacon = secret.reveal(context.binding, keys.digest) if secret else None
+        directory = keys.directory(beacon)
+        shown = keys.excerpt(directory, SURVIVOR, beacon) if beacon else KeyDirectory(advertisements)
         survivors = tuple(range(size - dropped))
         statement = survivors_statement(directory, range(size), survivors)
         inputs = {index: _vector(length, ring_bits) for index in survivors}
@@ -88,6 +127,8 @@ class PreparedSession:
             context,
             verifier,
             directory,
+            beacon,
+            shown,
             sites,
             advertisements,
             {owner: _shares(directory, phase) for owner, phase in sites.items()},
@@ -103,7 +144,7 @@ class PreparedSession:
         collecting = CollectingAdvertisements(self.context, self.verifier)
         for message in self.advertisements:
             watch("advertising", collecting.receive, message)
-        sharing, _ = watch("advertising", collecting.close)
+        sharing = self._begin_sharing(collecting, watch)
         for index in self.directory.members:
             watch("sharing", sharing.receive, index, self._sealed(index))
         relay, _ = watch("sharing", sharing.close)
@@ -133,18 +174,25 @@ class PreparedSession:
         begin = partial(client.advertise, self.context, index, member.signer, self.verifier, os.urandom)
         watch("advertising", begin)
         site = replace(self.sites[index], _turn=Turn())
-        collecting, _ = watch("sharing", site.step, KeyDirectory(self.advertisements))
+        collecting, _ = watch("sharing", site.step, self.shown)
         relayed = RelayedShares(tuple(self._sealed_for(index)))
         ready = watch("opening", collecting.step, relayed)
         awaiting, _ = watch("masking", ready.step, self.inputs[index])
         proving, _ = watch("signing", awaiting.step, SurvivorSet(self.survivors))
-        proof = ConsistencyProof(tuple(self.signatures[i] for i in self._signers_for(index)))
+        witnesses = [i for i in self.directory.graph.witnesses if i in self.signatures]
+        proof = ConsistencyProof(tuple(self.signatures[i] for i in witnesses))
         watch("revealing", proving.step, proof)
         return watch.seconds
 
-    def _signers_for(self, index: int) -> list[int]:
-        holders = set(self.directory.holders(index))
-        return [i for i in self.survivors if i in holders]
+    def _begin_sharing(self, collecting: CollectingAdvertisements, watch: "Stopwatch") -> CollectingSealedShares:
+        if self.beacon is None:
+            sharing, _ = watch("advertising", collecting.close)
+            return sharing
+        frozen = watch("advertising", collecting.freeze)
+        sharing, excerpts = watch("advertising", frozen.step, self.beacon)
+        for index in self.directory.members:
+            watch("advertising", excerpts.__getitem__, index)
+        return sharing
 
     def _sealed_for(self, index: int) -> list[SealedShare]:
         secret_key = self.sites[index].cipher_keys.secret_key
@@ -164,7 +212,8 @@ class PreparedSession:
             SealedShare(sender, peer, part, self._commitments(sender, peer))
             for peer, part in zip(peers, parts, strict=True)
         )
-        return SealedShares(tuple(shares), self._commitments(sender, sender))
+        holds_own = sender in self.directory.holders(sender)
+        return SealedShares(tuple(shares), self._commitments(sender, sender) if holds_own else b"")
 
     def _commitments(self, owner: int, holder: int) -> bytes:
         held = self.shares[owner][holder]
@@ -195,12 +244,6 @@ class Stopwatch:
         result = work(*arguments, **named)
         self.seconds[name] = self.seconds.get(name, 0.0) + time.process_time() - began
         return result
-
-
-def _directory(site: client.CollectingDirectory, advertisements: tuple[KeyAdvertisement, ...]) -> Directory:
-    """The directory as a site sees it."""
-    following, _ = replace(site, _turn=Turn()).step(KeyDirectory(advertisements))
-    return following.directory
 
 
 def _vector(length: int, ring_bits: int) -> RingVector:

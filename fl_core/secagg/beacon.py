@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from fl_core.crypto import labels
 from fl_core.crypto.one_time import KEY_BYTES, sign_once, verify_key_of, verify_once
 from fl_core.errors import BadSignature, RemoteProtocolError, StaleMessage
-from fl_core.secagg.context import Entropy, SessionContext
+from fl_core.secagg.context import Entropy, HararySpec, SessionContext
 from fl_core.secagg.messages import Beacon
 from fl_core.secagg.phase import Turn
 
@@ -77,12 +77,7 @@ def graph_seed(context: SessionContext, directory_digest: bytes, beacon: Beacon)
     """
     if context.harary is None:
         raise RemoteProtocolError("the graph of this session is complete", expected="no beacon")
-    if commitment_of(beacon.value, beacon.verify_key) != context.harary.commitment:
-        raise StaleMessage(
-            "a beacon is not the one of the plan",
-            expected="what the coordinator committed to before anybody sent keys",
-            fix="do not continue with this key server",
-        )
+    _check_committed(context.harary, beacon)
     try:
         verify_once(beacon.verify_key, beacon_statement(context.binding, directory_digest), beacon.signature)
     except BadSignature as error:
@@ -92,3 +87,12 @@ def graph_seed(context: SessionContext, directory_digest: bytes, beacon: Beacon)
             fix="do not continue with this key server",
         ) from error
     return labels.digest_fields(labels.GRAPH_SEED, context.binding, directory_digest, beacon.value)
+
+
+def _check_committed(spec: HararySpec, beacon: Beacon) -> None:
+    if commitment_of(beacon.value, beacon.verify_key) != spec.commitment:
+        raise StaleMessage(
+            "a beacon is not the one of the plan",
+            expected="what the coordinator committed to before anybody sent keys",
+            fix="do not continue with this key server",
+        )

@@ -1,13 +1,12 @@
 """Malicious parties against the phases of production: each attack must fail, and succeed without its check.
 
-The second half is what makes the first one mean something: an attack that fails with and without its check shows
-nothing. `run_suite` is what `tacit selftest --secrecy` prints; `tests/attacks` holds the long form of every row.
+`run_suite` is what `tacit selftest --secrecy` prints; `tests/attacks` holds the long form of every row. The attacks on
+sparse graphs are in `ring_attacks`.
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -27,7 +26,7 @@ from fl_core.rounds.plan import (
     RoundPlan,
     ServiceEndpoint,
 )
-from fl_core.secagg import client, exchange
+from fl_core.secagg import beacon, client, exchange, masks
 from fl_core.secagg.commitments import CommitmentBook
 from fl_core.secagg.context import SessionContext
 from fl_core.secagg.exchange import CollectingAdvertisements
@@ -45,79 +44,17 @@ from fl_core.secagg.messages import (
 from fl_core.secagg.phase import Turn
 from fl_core.secagg.sealing import open_shares
 from fl_core.secagg.unmasking import SharesRelayed
-from fl_core.simulation import stages
+from fl_core.simulation import ring_attacks, stages
+from fl_core.simulation.attack import Attack, Check, Outcome, nothing, run_attacks
+from fl_core.simulation.entropy import seeded_entropy
 from fl_core.simulation.identity import FingerprintVerifier, simulated_signers
 
 SIZE, VICTIM = 7, 3
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One check of production code, and what stands in its place when it is taken out."""
-
-    owner: Any
-    name: str
-    instead: Any
-
-    @contextmanager
-    def removed(self) -> Iterator[None]:
-        """Run the block without the check. Not for processes that do anything else meanwhile."""
-        kept = self.owner.__dict__[self.name] if hasattr(self.owner, "__dict__") else getattr(self.owner, self.name)
-        setattr(self.owner, self.name, self.instead)
-        try:
-            yield
-        finally:
-            setattr(self.owner, self.name, kept)
-
-
-@dataclass(frozen=True, slots=True)
-class Attack:
-    """One attack.
-
-    Args:
-        name: what is attacked.
-        malicious: who attacks.
-        stopped_by: the check, in words.
-        check: the check, in code.
-        succeeds: does the attack; whether the attacker reached its end. It may also raise what stopped it.
-    """
-
-    name: str
-    malicious: str
-    stopped_by: str
-    check: Check = field(repr=False)
-    succeeds: Callable[[], bool] = field(repr=False)
-
-    def is_stopped(self) -> bool:
-        """Whether the attack fails against production code."""
-        return not _reaches_its_end(self.succeeds)
-
-    def succeeds_without_check(self) -> bool:
-        """Whether the attack succeeds once its check is taken out."""
-        with self.check.removed():
-            return _reaches_its_end(self.succeeds)
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What came of one attack."""
-
-    attack: Attack
-    is_stopped: bool
-    succeeds_without_check: bool
-
-    @property
-    def is_right(self) -> bool:
-        """Whether the check holds, and is what holds."""
-        return self.is_stopped and self.succeeds_without_check
-
-
-def run_suite(attacks: Sequence[Attack] | None = None) -> list[Outcome]:
-    """Run every attack twice: as things are, and without its check."""
-    return [
-        Outcome(attack, attack.is_stopped(), attack.succeeds_without_check())
-        for attack in (SUITE if attacks is None else attacks)
-    ]
+def run_suite() -> list[Outcome]:
+    """Run every attack of the suite, as things are and without its check."""
+    return run_attacks(SUITE)
 
 
 def substitute_keys() -> bool:
@@ -160,6 +97,16 @@ def unmask_twice() -> bool:
     known = stage.sites[0].directory
     terms = [self_term(known, VICTIM, seed), *(pair_term(known, VICTIM, peer, key) for peer in others)]
     return _strips(stage.uploads[VICTIM], terms, cohort.context, cohort.vectors[VICTIM])
+
+
+def reuse_masks() -> bool:
+    """A coordinator fails an attempt of a machine that draws the same secrets again, and subtracts the two uploads."""
+    uploads, vectors = [], []
+    for attempt in (1, 2):
+        cohort = replace(stages.make_cohort(SIZE, attempt=attempt), entropy=seeded_entropy(7))
+        uploads.append(stages.upload(stages.share(stages.advertise(cohort))).uploads[VICTIM].vector)
+        vectors.append(cohort.vectors[VICTIM])
+    return np.array_equal(uploads[0] - uploads[1], vectors[0] - vectors[1])
 
 
 def equivocate() -> bool:
@@ -298,13 +245,6 @@ class _BelievesEverything:
     def verify(self, index: int, certificate_der: bytes, message: bytes, signature: bytes) -> None: ...
 
 
-def _reaches_its_end(succeeds: Callable[[], bool]) -> bool:
-    try:
-        return succeeds()
-    except TacitError:
-        return False
-
-
 def _sum(cohort: stages.Cohort, survivors: Sequence[int]) -> RingVector:
     uploaded = stages.upload(stages.share(stages.advertise(cohort)), survivors)
     return stages.reveal(stages.sign(uploaded))
@@ -371,22 +311,19 @@ def _another(share: bytes) -> bytes:
     return limb.to_bytes(8, "little") + share[8:]
 
 
-def _nothing(*_: object, **__: object) -> None: ...
-
-
 SUITE: tuple[Attack, ...] = (
     Attack(
         "key substitution",
         "key server",
         "round keys are signed by certificates of the roster",
-        Check(FingerprintVerifier, "verify", _nothing),
+        Check(FingerprintVerifier, "verify", nothing),
         substitute_keys,
     ),
     Attack(
         "sybil",
         "coordinator",
         "policy.trusted_sites and policy.min_trusted",
-        Check(cohort_rules, "check_trusted", _nothing),
+        Check(cohort_rules, "check_trusted", nothing),
         fill_with_strangers,
     ),
     Attack(
@@ -400,14 +337,14 @@ SUITE: tuple[Attack, ...] = (
         "differencing of cohorts",
         "coordinator",
         "policy.min_cohort_difference and the log of signed survivors",
-        Check(cohort_rules, "check_difference", _nothing),
+        Check(cohort_rules, "check_difference", nothing),
         subtract_cohorts,
     ),
     Attack(
         "tiny cohort",
         "key server",
         "no site signs fewer survivors than min_survivors",
-        Check(client.AwaitingSurvivors, "check", _nothing),
+        Check(client.AwaitingSurvivors, "check", nothing),
         shrink_the_cohort,
     ),
     Attack(
@@ -418,10 +355,17 @@ SUITE: tuple[Attack, ...] = (
         unmask_twice,
     ),
     Attack(
+        "retry and mask reuse",
+        "coordinator",
+        "the attempt is part of the key of every mask",
+        Check(masks, "_mask_key", lambda _, secret, __: secret[:16]),
+        reuse_masks,
+    ),
+    Attack(
         "equivocation",
         "key server",
         "a threshold of signatures on the same survivors",
-        Check(client.AwaitingProof, "_check", _nothing),
+        Check(client.AwaitingProof, "_check", nothing),
         equivocate,
     ),
     Attack(
@@ -435,42 +379,63 @@ SUITE: tuple[Attack, ...] = (
         "replay",
         "key server",
         "the attempt is part of everything that is signed",
-        Check(FingerprintVerifier, "verify", _nothing),
+        Check(FingerprintVerifier, "verify", nothing),
         replay_keys,
     ),
     Attack(
         "overflow",
         "coordinator",
         "a plan that can wrap around is refused",
-        Check(CodecSpec, "check_cohort", _nothing),
+        Check(CodecSpec, "check_cohort", nothing),
         wrap_around,
     ),
     Attack(
         "a vector too many",
         "aggregator",
         "one coordinate counts the vectors",
-        Check(Aggregate, "check_count", _nothing),
+        Check(Aggregate, "check_count", nothing),
         add_twice,
     ),
     Attack(
         "dropped or altered input",
         "aggregator",
         "a site signs only what its own upload is proved to be in",
-        Check(stages, "check_included", _nothing),
+        Check(stages, "check_included", nothing),
         drop_an_input,
     ),
     Attack(
         "spoilt sum",
         "site",
         "only sites of U2 are added",
-        Check(CollectingMaskedInputs, "admit", _nothing),
+        Check(CollectingMaskedInputs, "admit", nothing),
         spoil_the_sum,
     ),
     Attack(
-        "resources",
+        "graph grinding",
+        "key server",
+        "the plan commits to the beacon before anybody sends keys",
+        Check(beacon, "_check_committed", nothing),
+        ring_attacks.grind_the_value,
+    ),
+    Attack(
+        "exchanged U1",
+        "key server",
+        "the coordinator signs one directory",
+        Check(beacon, "verify_once", nothing),
+        ring_attacks.exchange_the_members,
+    ),
+    Attack(
+        "cut graph",
+        "coordinator",
+        "the audit of gaps on the ring",
+        Check(client, "check_gaps", nothing),
+        ring_attacks.cut_the_ring,
+    ),
+    Attack(
+        "parsers and resources",
         "site",
         "every field has one length",
-        Check(exchange, "check_sealed_length", _nothing),
+        Check(exchange, "check_sealed_length", nothing),
         flood_the_relay,
     ),
 )

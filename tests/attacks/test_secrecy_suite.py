@@ -2,7 +2,8 @@
 
 import pytest
 
-from fl_core.simulation.adversary import SUITE, Attack, Check, Outcome, run_suite
+from fl_core.simulation.adversary import SUITE
+from fl_core.simulation.attack import Attack, Check, Outcome, run_attacks
 
 
 @pytest.mark.parametrize("attack", SUITE, ids=lambda attack: attack.name)
@@ -37,6 +38,6 @@ def test_a_removed_check_comes_back_even_when_the_block_raises() -> None:
 @pytest.mark.parametrize(("succeeds", "right"), [(lambda: True, False), (lambda: False, False)])
 def test_an_attack_that_is_not_stopped_or_never_succeeds_is_no_proof(succeeds: object, right: bool) -> None:
     attack = Attack("idle", "nobody", "nothing", Check(Door, "check", lambda _: None), succeeds)  # type: ignore[arg-type]
-    (outcome,) = run_suite([attack])
+    (outcome,) = run_attacks([attack])
     assert outcome.is_right is right
     assert outcome == Outcome(attack, outcome.is_stopped, outcome.succeeds_without_check)
