@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fl_core.codec.packing import pack
-from fl_core.codec.spec import HEADER_COORDINATES, CodecSpec
+from fl_core.codec.spec import CodecSpec
 from fl_core.codec.tensors import TensorManifest, TensorSpec
 from fl_core.codec.update_codec import UpdateCodec
 from fl_core.secagg.client import CollectingShares
@@ -38,7 +38,7 @@ class MaskedInputRun:
         manifest = TensorManifest((TensorSpec("model", "float32", (length,)),))
         codec = UpdateCodec(CodecSpec(CLIP, bits, ring_bits), manifest, max_weight)
         cohort = stages.make_cohort(neighbours + 1, ring_bits=ring_bits, length=1)
-        context = replace(cohort.context, length=HEADER_COORDINATES + length)
+        context = replace(cohort.context, length=codec.length)
         shared = stages.share(stages.advertise(replace(cohort, context=context)))
         update = np.random.default_rng(1).standard_normal(length, np.float32)
         return cls(shared.sites[0], shared.relayed[0], codec, update)

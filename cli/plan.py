@@ -86,10 +86,11 @@ def _question_of_job(path: Path) -> "Question":
     if spec.aggregation is not Aggregation.SECAGG:
         raise PlanError("a plain job has nothing to plan", expected="aggregation: secagg", got=spec.aggregation.value)
     check_job(spec)
-    codec = choose_codec(spec.codec, spec.cohort.max, spec.max_weight)
+    codec = choose_codec(spec.codec, spec.cohort.max, spec.codec.clip)
+    parameters = sum(int(tensor.size) for tensor in tensors.values())
     return Question(
         sites=spec.cohort.max,
-        parameters=sum(int(tensor.size) for tensor in tensors.values()),
+        parameters=parameters,
         max_dropout=spec.max_dropout,
         max_corrupt=spec.max_corrupt,
         bits=codec.bits,
@@ -97,6 +98,7 @@ def _question_of_job(path: Path) -> "Question":
         threshold=spec.threshold,
         min_survivors=spec.min_survivors,
         profile=spec.profile,
+        coordinates=codec.length(parameters, spec.max_weight),
     )
 
 

@@ -18,7 +18,7 @@ class Kernels(Protocol):
     """The functions that touch every coordinate; see `kernels_numpy` for what they mean."""
 
     def quantize(
-        self, update: FloatVector, scale: float, clip: float, bits: int, coins: Coins, out: RingVector, /
+        self, update: FloatVector, scale: float, bound: float, span: float, top: int, coins: Coins, out: RingVector, /
     ) -> None: ...
 
     def dequantize_sum(self, levels: RingVector, offset: float, step: float, out: FloatVector, /) -> None: ...

@@ -15,8 +15,9 @@ from llvmlite import ir
 from numba import extending, njit
 from numba.core import cgutils, types
 
-from fl_core.codec.kernels_hadamard_numpy import HAND, SignBytes
+from fl_core.codec.kernels_hadamard_numpy import SignBytes
 from fl_core.codec.kernels_numba import _compiled
+from fl_core.codec.rotation_shape import HAND
 from fl_core.codec.tensors import FloatVector
 
 intrinsic: Callable[[Callable[..., Any]], Callable[..., Any]] = extending.intrinsic

@@ -8,13 +8,11 @@ from math import sqrt
 import numpy as np
 import numpy.typing as npt
 
+from fl_core.codec.rotation_shape import HAND
 from fl_core.codec.tensors import FloatVector
 
 SignBytes = npt.NDArray[np.uint8]
 """(d / 8,) uint8: bit i % 8 of byte i // 8 is set where coordinate i changes its sign."""
-
-HAND = 16
-"""Coordinates that are dealt together: a cache line of float32."""
 
 
 def deal(vector: FloatVector, blocks: int, out: FloatVector) -> None:

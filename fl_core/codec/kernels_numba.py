@@ -27,14 +27,16 @@ def _compiled(kernel: Callable[P, R]) -> Callable[P, R]:
 
 
 @_compiled
-def quantize(update: FloatVector, scale: float, clip: float, bits: int, coins: Coins, out: RingVector) -> None:
-    top = float((1 << bits) - 1)
-    steps = top / (2.0 * clip)
+def quantize(
+    update: FloatVector, scale: float, bound: float, span: float, top: int, coins: Coins, out: RingVector
+) -> None:
+    highest = float(top)
+    steps = highest / (2.0 * span)
     for i in range(len(update)):
-        clamped = min(max(np.float64(update[i]), -clip), clip)
-        level = (clamped * scale + clip) * steps + np.float64(coins[i]) * COIN
+        clamped = min(max(np.float64(update[i]) * scale, -bound), bound)
+        level = (clamped + span) * steps + np.float64(coins[i]) * COIN
         # No level is negative or above 2**24, so that cutting the fraction off is what floor does.
-        out[i] = np.int32(min(level, top))
+        out[i] = np.int32(min(level, highest))
 
 
 @_compiled
@@ -90,3 +92,30 @@ def unpack(data: ByteVector, bits: int, out: RingVector) -> None:
             out[i] = np.uint32(held & mask)
             held >>= width
             filled -= width
+
+
+@_compiled
+def places_above(bits: npt.NDArray[np.uint32], least: np.uint32, out: npt.NDArray[np.int64]) -> int:
+    """Where the magnitude of a float32, given by its bits, is at least `least`; returns how many there are.
+
+    Those that have no room in `out` are only counted.
+    """
+    found, magnitude = 0, np.uint32(0x7FFF_FFFF)
+    whole = len(bits) // 32 * 32
+    for start in range(0, whole, 32):
+        # Most hands hold none, and to see that takes no branch for each coordinate.
+        any_above = False
+        for lane in range(32):
+            any_above |= (bits[start + lane] & magnitude) >= least
+        if any_above:
+            for place in range(start, start + 32):
+                if (bits[place] & magnitude) >= least:
+                    if found < len(out):
+                        out[found] = place
+                    found += 1
+    for place in range(whole, len(bits)):
+        if (bits[place] & magnitude) >= least:
+            if found < len(out):
+                out[found] = place
+            found += 1
+    return found

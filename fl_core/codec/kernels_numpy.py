@@ -22,24 +22,26 @@ BLOCK = 1 << 16
 """Coordinates that are worked on at a time, so that no intermediate result is as large as a model. A multiple of 8."""
 
 
-def quantize(update: FloatVector, scale: float, clip: float, bits: int, coins: Coins, out: RingVector) -> None:
-    """Clamp to [-clip, clip], multiply by `scale`, and round stochastically onto 2**bits levels of [-clip, clip].
+def quantize(
+    update: FloatVector, scale: float, bound: float, span: float, top: int, coins: Coins, out: RingVector
+) -> None:
+    """Multiply by `scale`, clamp to [-bound, bound], round stochastically onto the levels 0 to top of [-span, span].
 
     Args:
         update: (d,) float32, finite, model units.
         scale: in [0, 1].
-        clip: > 0, model units.
-        bits: 1 to 24.
+        bound: in [0, span], model units.
+        span: > 0, model units.
+        top: the highest level, 1 to 2**24 - 1.
         coins: (d,), each stands for coin * 2**-32, in [0, 1).
-        out: (d,) unsigned, wide enough for `bits`.
+        out: (d,) unsigned, wide enough for `top`.
     """
-    top = float((1 << bits) - 1)
-    steps = top / (2.0 * clip)
+    steps = top / (2.0 * span)
     for start in range(0, len(update), BLOCK):
         block = slice(start, start + BLOCK)
-        clamped = np.minimum(np.maximum(update[block].astype(np.float64), -clip), clip)
-        level = np.floor((clamped * scale + clip) * steps + coins[block].astype(np.float64) * COIN)
-        out[block] = np.minimum(level, top).astype(np.uint32)
+        clamped = np.minimum(np.maximum(update[block].astype(np.float64) * scale, -bound), bound)
+        level = np.floor((clamped + span) * steps + coins[block].astype(np.float64) * COIN)
+        out[block] = np.minimum(level, float(top)).astype(np.uint32)
 
 
 def dequantize_sum(levels: RingVector, offset: float, step: float, out: FloatVector) -> None:

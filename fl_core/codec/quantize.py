@@ -33,7 +33,8 @@ def quantize(update: FloatVector, clip: float, bits: int, uniform: FloatVector) 
     out: RingVector = np.empty(len(update), np.uint32)
     # Exact: a float32 in [0, 1) is a multiple of 2**-32, or so small that a coin of zero stands for it.
     coins = (uniform.astype(np.float64) / COIN).astype(np.uint32)
-    quantize_into(update, 1.0, clip, bits, coins, out, kernel_length=len(update))
+    _check_numbers(clip, bits)
+    quantize_into(update, 1.0, clip, clip, (1 << bits) - 1, coins, out, kernel_length=len(update))
     return out
 
 
@@ -41,46 +42,57 @@ def quantize_into(
     update: FloatVector,
     scale: float,
     clip: float,
-    bits: int,
+    span: float,
+    top: int,
     coins: Coins,
     out: RingVector,
     *,
     kernel_length: int,
 ) -> None:
-    """As `quantize`, of `scale * clamp(update)`, into `out`; the caller has checked that `update` is finite.
+    """Round `scale * clamp(update)` onto the levels 0 to top of [-span, span]; `update` is known to be finite.
 
     Args:
         update: (d,) float32, model units.
         scale: weight of this update, in [0, 1].
         clip: largest magnitude kept before it is scaled, model units, > 0.
-        bits: 1 to 24.
+        span: largest magnitude that a level stands for, model units, > 0.
+        top: the highest level, 1 to 2**24 - 1.
         coins: (d,) uint32, uniform.
-        out: (d,) unsigned, wide enough for `bits`.
+        out: (d,) unsigned, wide enough for `top`.
         kernel_length: coordinates of the whole vector, which decides whether compiling pays.
 
     Raises:
         CodecError: a number is out of range or lengths differ.
     """
-    _check_numbers(clip, bits)
+    _check_width("clip", clip)
+    _check_levels(span, top)
     if not 0 <= scale <= 1:
         raise CodecError("the scale of an update is out of range", expected="0 to 1", got=scale)
     if not update.shape == coins.shape == out.shape:
         raise CodecError(
             "vectors of one quantisation differ in length", expected=update.shape, got=f"{coins.shape}, {out.shape}"
         )
+    bound = min(float(clip) * float(scale), float(span))
     kernels_for(kernel_length).quantize(
-        np.ascontiguousarray(update), float(scale), float(clip), int(bits), np.ascontiguousarray(coins), out
+        np.ascontiguousarray(update), float(scale), bound, float(span), int(top), np.ascontiguousarray(coins), out
     )
 
 
 def dequantize_sum(levels: RingVector, count: int, clip: float, bits: int) -> FloatVector:
+    """Turn sums of `count` vectors that `quantize` made into sums of values; as `dequantize_levels`."""
+    _check_numbers(clip, bits)
+    return dequantize_levels(levels, count, clip, (1 << bits) - 1)
+
+
+def dequantize_levels(levels: RingVector, count: int, span: float, top: int, scale: float = 1.0) -> FloatVector:
     """Turn sums of `count` quantised vectors into sums of values.
 
     Args:
         levels: (d,) unsigned, sums of levels.
         count: vectors in the sum.
-        clip: as in `quantize`, model units.
-        bits: as in `quantize`.
+        span: as in `quantize_into`, model units.
+        top: as in `quantize_into`.
+        scale: what the sums are multiplied by.
 
     Returns:
         (d,) float32, model units; computed in float64.
@@ -88,12 +100,12 @@ def dequantize_sum(levels: RingVector, count: int, clip: float, bits: int) -> Fl
     Raises:
         CodecError: a sum is larger than `count` vectors can give.
     """
-    _check_numbers(clip, bits)
-    top = (1 << bits) - 1
+    _check_levels(span, top)
     if len(levels) and int(levels.max()) > count * top:
         raise CodecError("a sum of levels is too large", expected=f"at most {count} * {top}", got=int(levels.max()))
     out: FloatVector = np.empty(len(levels), np.float32)
-    kernels_for(len(levels)).dequantize_sum(np.ascontiguousarray(levels), -float(count) * clip, 2.0 * clip / top, out)
+    offset, step = -float(count) * span * scale, 2.0 * span * scale / top
+    kernels_for(len(levels)).dequantize_sum(np.ascontiguousarray(levels), offset, step, out)
     return out
 
 
@@ -111,7 +123,17 @@ def check_finite(update: FloatVector) -> None:
 
 
 def _check_numbers(clip: float, bits: int) -> None:
-    if not (np.isfinite(clip) and clip > 0):
-        raise CodecError("the clip is out of range", expected="a finite number > 0", got=clip)
+    _check_width("clip", clip)
     if bits not in BITS:
         raise CodecError("the codec's bits are out of range", expected="1 to 24", got=bits)
+
+
+def _check_levels(span: float, top: int) -> None:
+    _check_width("span", span)
+    if not 1 <= top < 1 << BITS[-1]:
+        raise CodecError("the highest level is out of range", expected=f"1 to 2**{BITS[-1]} - 1", got=top)
+
+
+def _check_width(name: str, width: float) -> None:
+    if not (np.isfinite(width) and width > 0):
+        raise CodecError(f"the {name} is out of range", expected="a finite number > 0", got=width)

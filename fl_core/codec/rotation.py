@@ -13,16 +13,12 @@ from typing import Protocol
 import numpy as np
 
 from fl_core.codec.kernels import COMPILED_FROM
-from fl_core.codec.kernels_hadamard_numpy import HAND, SignBytes
+from fl_core.codec.kernels_hadamard_numpy import SignBytes
+from fl_core.codec.rotation_shape import padded_length as padded_length
+from fl_core.codec.rotation_shape import rotation_block as rotation_block
 from fl_core.codec.tensors import FloatVector
 from fl_core.crypto.mask_prg import add_mask
 from fl_core.errors import CodecError
-
-LARGEST_BLOCK = 1 << 16
-"""Coordinates that are rotated together: 256 KiB, which the second-level cache holds."""
-
-PADDING = 32
-"""At most one coordinate of so many is padding, where a block of more than sixteen is used."""
 
 
 class _Kernels(Protocol):
@@ -33,29 +29,6 @@ class _Kernels(Protocol):
     def flip_signs(self, vector: FloatVector, signs: SignBytes, /) -> None: ...
 
     def hadamard(self, vector: FloatVector, block: int, /) -> None: ...
-
-
-def rotation_block(length: int) -> int:
-    """Coordinates of a block: the largest power of two, 16 to 2**16, that pads a vector of `length` by 1/32 at most.
-
-    Raises:
-        CodecError: the length is negative.
-    """
-    if length < 0:
-        raise CodecError("a vector has an impossible length", expected=">= 0", got=length)
-    block = LARGEST_BLOCK
-    while block > HAND and -length % block > length // PADDING:
-        block //= 2
-    return block
-
-
-def padded_length(length: int) -> int:
-    """Coordinates of a rotated vector of `length` coordinates.
-
-    Raises:
-        CodecError: the length is negative.
-    """
-    return length + -length % rotation_block(length)
 
 
 def rotate(vector: FloatVector, key: bytes) -> FloatVector:

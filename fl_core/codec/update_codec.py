@@ -1,7 +1,7 @@
 """One site's update as coordinates of the ring, and the sum over the survivors back as a mean update.
 
-An upload is [weight, 1, level, level, ...]. The weight hides under the mask like every other coordinate, and the
-ones count the survivors, so that a wrong mask is seen before anything is released.
+An upload is a header, in which weight and count hide under the mask like every other coordinate, and the levels of what
+travels. `fl_core.codec.spec` says which stages there are, this module puts them in a row.
 """
 
 from collections.abc import Callable
@@ -9,15 +9,23 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from fl_core.codec.header import UploadHeader, check_sum, read_header, write_header
 from fl_core.codec.kernels_numpy import BLOCK
-from fl_core.codec.quantize import dequantize_sum, quantize_into
-from fl_core.codec.spec import HEADER_COORDINATES, CodecSpec
+from fl_core.codec.largest import largest_places
+from fl_core.codec.quantize import dequantize_levels, quantize_into
+from fl_core.codec.rotation import rotate, unrotate
+from fl_core.codec.span import reach_of
+from fl_core.codec.spec import CLIP_MAX, CodecSpec, Levels, Selection
+from fl_core.codec.support import Support, shared_support
 from fl_core.codec.tensors import FloatVector, TensorManifest, check_length
+from fl_core.crypto import labels
 from fl_core.crypto.mask_prg import MASK_KEY_BYTES, RingVector, add_mask, lane_dtype
 from fl_core.errors import BadAggregate, CodecError
 
 COIN_BLOCK = 1 << 18
 """Coordinates whose coins are drawn at a time: they fit the second-level cache."""
+
+SEED_BYTES = 32
 
 Entropy = Callable[[int], bytes]
 """Gives that many bytes: `os.urandom` in a site, a seeded generator in a simulation."""
@@ -36,35 +44,44 @@ class UpdateCodec:
     """Encodes updates and decodes their sum, by the plan's codec and manifest.
 
     Args:
-        spec: clip, bits and ring_bits.
+        spec: the stages.
         manifest: names and shapes; names appear in errors.
-        max_weight: largest weight of one site, below 2**bits.
+        max_weight: largest weight of one site, >= 1.
+        seed: 32 public bytes that all sites of a round share: rotation and support come from it.
 
     Raises:
-        CodecError: max_weight does not fit the bits, or the bits do not fit the ring.
+        CodecError: a number is out of range, or the bits do not fit the ring.
     """
 
     spec: CodecSpec
     manifest: TensorManifest
     max_weight: int
+    seed: bytes = bytes(SEED_BYTES)
 
     def __post_init__(self) -> None:
         if self.spec.bits > self.spec.ring_bits:
             raise CodecError(
                 "a level does not fit the ring", expected=f"bits <= {self.spec.ring_bits}", got=self.spec.bits
             )
-        if not 0 < self.max_weight < 1 << self.spec.bits:
+        if self.max_weight < 1:
+            raise CodecError("max_weight is out of range", expected=">= 1", got=self.max_weight)
+        if len(self.seed) != SEED_BYTES:
             raise CodecError(
-                "max_weight does not fit the codec", expected=f"1 to 2**{self.spec.bits} - 1", got=self.max_weight
+                "the codec's seed has the wrong length", expected=f"{SEED_BYTES} bytes", got=len(self.seed)
             )
+
+    @property
+    def header_length(self) -> int:
+        """Coordinates before the levels."""
+        return self.spec.header(self.max_weight)
 
     @property
     def length(self) -> int:
         """Coordinates of an upload."""
-        return HEADER_COORDINATES + self.manifest.size
+        return self.spec.length(self.manifest.size, self.max_weight)
 
     def encode(self, update: FloatVector, weight: int, entropy: Entropy) -> RingVector:
-        """Clip, weigh and quantise one update.
+        """Clip, select, rotate, weigh and quantise one update.
 
         Args:
             update: (d,) float32, after - before, model units; see `tensors.difference`.
@@ -72,7 +89,7 @@ class UpdateCodec:
             entropy: seed of the stochastic rounding.
 
         Returns:
-            (d + 2,) in the lane of ring_bits: the weight, a one, and the levels of (weight / max_weight) * update.
+            (length,) in the lane of ring_bits: the header, and the levels of (weight / max_weight) * update.
 
         Raises:
             CodecError: the weight is out of range, the update has another length, or a coordinate is NaN or
@@ -82,15 +99,31 @@ class UpdateCodec:
         check_length(update, self.manifest)
         self._check_finite(update)
         out: RingVector = np.empty(self.length, lane_dtype(self.spec.ring_bits))
-        out[0], out[1] = weight, 1
-        self._quantize(update, weight / self.max_weight, entropy(MASK_KEY_BYTES), out[HEADER_COORDINATES:])
+        coordinates, clip = self._travelling(update)
+        scale = weight / self.max_weight
+        header = self._describe(coordinates, weight, clip)
+        write_header(self.spec, self.max_weight, header, out[: self.header_length])
+        self._fill(coordinates, scale, clip, entropy(MASK_KEY_BYTES), out[self.header_length :])
         return out
+
+    def rest_of(self, update: FloatVector, upload: RingVector) -> FloatVector:
+        """What of an update did not travel in its upload: what error feedback keeps.
+
+        Args:
+            update: (d,) float32, as it was encoded.
+            upload: (length,) what `encode` gave for it.
+
+        Returns:
+            (d,) float32, model units, a new array: the update less what the upload alone decodes to.
+        """
+        rest: FloatVector = update - self.decode_sum(upload, 1).mean_update
+        return rest
 
     def decode_sum(self, total: RingVector, survivors: int) -> DecodedSum:
         """Turn the unmasked sum over the survivors into the weighted mean of their updates.
 
         Args:
-            total: (d + 2,) unsigned, below 2**ring_bits.
+            total: (length,) unsigned, below 2**ring_bits.
             survivors: sites in the sum.
 
         Returns:
@@ -101,46 +134,93 @@ class UpdateCodec:
         """
         if total.shape != (self.length,):
             raise BadAggregate("the sum has the wrong length", expected=f"({self.length},)", got=total.shape)
-        decoder = self.open_sum(total[:HEADER_COORDINATES], survivors)
-        return DecodedSum(decoder.decode(total[HEADER_COORDINATES:]), decoder.total_weight)
+        decoder = self.open_sum(total[: self.header_length], survivors)
+        return DecodedSum(decoder.expand(decoder.decode(total[self.header_length :])), decoder.total_weight)
 
     def open_sum(self, header: RingVector, survivors: int) -> "SumDecoder":
         """Begin to decode a sum that is read in parts.
 
         Args:
-            header: (2,) the first coordinates of the sum: total weight and count.
+            header: (header_length,) the first coordinates of the sum, also of several sums that were added.
             survivors: sites in the sum.
 
         Raises:
             BadAggregate: the sum cannot be one of that many uploads.
         """
-        total_weight, counted = (int(word) for word in header)
-        if survivors < 1 or counted != survivors:
-            raise BadAggregate(
-                "the sum does not count its survivors",
-                expected=f"{survivors} uploads",
-                got=counted,
-                fix="the attempt is run again; if it happens twice, look for a site or service that misbehaves",
-            )
-        if not survivors <= total_weight <= survivors * self.max_weight:
-            raise BadAggregate(
-                "the total weight is impossible",
-                expected=f"{survivors} to {survivors * self.max_weight}",
-                got=total_weight,
-            )
-        return SumDecoder(self.spec, survivors, total_weight, self.max_weight / total_weight)
+        try:
+            told = read_header(self.spec, self.max_weight, header)
+        except CodecError as error:
+            raise BadAggregate("the sum has no header", expected=error.expected, got=error.got) from error
+        check_sum(told, survivors, self.max_weight)
+        return SumDecoder(self, survivors, told)
 
-    def _quantize(self, update: FloatVector, scale: float, coin_key: bytes, levels: RingVector) -> None:
-        """Round onto levels, block by block. The coins are the keystream of a fresh key, as those of a mask are."""
+    def support(self) -> Support:
+        """The coordinates that travel when a part does, the same for all sites."""
+        return shared_support(self.spec, self.manifest.size, self._key(labels.SUPPORT))
+
+    def rotation_key(self) -> bytes:
+        """The key of the rotation, the same for all sites."""
+        return self._key(labels.ROTATION)
+
+    def _key(self, label: bytes) -> bytes:
+        return labels.digest_fields(label, self.seed)[:MASK_KEY_BYTES]
+
+    def _travelling(self, update: FloatVector) -> tuple[FloatVector, float]:
+        """What is rounded, and the clip that is still to be applied to it."""
         spec = self.spec
-        drawn = np.empty(min(COIN_BLOCK, len(update)), np.uint32)
-        for start in range(0, len(update), COIN_BLOCK):
-            part = update[start : start + COIN_BLOCK]
+        if spec.selection in (Selection.RANDOM, Selection.BLOCKS):
+            update = update[self.support().places]
+        if not spec.rotation:
+            return update, spec.clip
+        clip = np.float32(min(spec.clip, float(np.finfo(np.float32).max)))
+        # Clipped before the rotation, which leaves no coordinate where it was.
+        return rotate(np.clip(update, -clip, clip), self.rotation_key()), CLIP_MAX
+
+    def _describe(self, coordinates: FloatVector, weight: int, clip: float) -> UploadHeader:
+        if not self.spec.adaptive:
+            return UploadHeader(weight)
+        largest = max(float(coordinates.max(initial=0)), -float(coordinates.min(initial=0)))
+        wanted = min(largest, clip) * weight / self.max_weight
+        return UploadHeader(weight, 1, reach_of(wanted, self.spec.clip), int(wanted > self.spec.width))
+
+    def _fill(self, coordinates: FloatVector, scale: float, clip: float, coin_key: bytes, levels: RingVector) -> None:
+        if self.spec.levels is Levels.SIGN:
+            self._round_signs(coordinates, scale, coin_key, levels)
+        elif self.spec.selection is Selection.TOP:
+            places = largest_places(coordinates, self.spec.kept(len(coordinates)))
+            chosen: RingVector = np.empty(len(places), levels.dtype)
+            self._quantize(coordinates[places], scale, clip, coin_key, chosen)
+            levels.fill(self.spec.top // 2)
+            levels[places] = chosen
+        else:
+            self._quantize(coordinates, scale, clip, coin_key, levels)
+
+    def _quantize(
+        self, coordinates: FloatVector, scale: float, clip: float, coin_key: bytes, levels: RingVector
+    ) -> None:
+        """Round onto levels, block by block. The coins are the keystream of a fresh key, as those of a mask are."""
+        spec, length = self.spec, len(coordinates)
+        drawn = np.empty(min(COIN_BLOCK, length), np.uint32)
+        for start in range(0, length, COIN_BLOCK):
+            part = coordinates[start : start + COIN_BLOCK]
             coins = drawn[: len(part)]
             coins.fill(0)
             add_mask(coins, coin_key, start)
             into = levels[start : start + len(part)]
-            quantize_into(part, scale, spec.clip, spec.bits, coins, into, kernel_length=len(update))
+            quantize_into(part, scale, clip, spec.width, spec.top, coins, into, kernel_length=length)
+
+    def _round_signs(self, coordinates: FloatVector, scale: float, coin_key: bytes, levels: RingVector) -> None:
+        """Every coordinate as plus or minus one magnitude: the one that leaves the update its length along itself.
+
+        Source: Vargaftik et al. 2021, DRIVE: One-bit Distributed Mean Estimation, theorem 2 (the unbiased scale).
+        """
+        wide = coordinates.astype(np.float64)
+        total = float(np.abs(wide).sum())
+        magnitude: FloatVector = np.array([float(wide @ wide) / total if total else 0.0], np.float32)
+        level: RingVector = np.empty(1, levels.dtype)
+        self._quantize(magnitude, scale, CLIP_MAX, coin_key, level)
+        high = max(int(level[0]), self.spec.top - int(level[0]))
+        levels[:] = np.where(np.signbit(coordinates), self.spec.top - high, high)
 
     def _check_weight(self, weight: int) -> None:
         if not 1 <= weight <= self.max_weight:
@@ -167,15 +247,19 @@ class UpdateCodec:
 
 @dataclass(frozen=True, slots=True)
 class SumDecoder:
-    """Turns levels of one sum into the weighted mean of the updates, part by part."""
+    """Turns levels of one sum into the weighted mean of the updates: part by part as far as the codec allows it."""
 
-    spec: CodecSpec
+    codec: UpdateCodec
     survivors: int
-    total_weight: int
-    scale: float
+    header: UploadHeader
+
+    @property
+    def total_weight(self) -> int:
+        """Sum of the weights of the survivors."""
+        return self.header.weight
 
     def decode(self, levels: RingVector) -> FloatVector:
-        """The mean of some coordinates.
+        """The mean of some coordinates, as they travelled.
 
         Args:
             levels: (n,) unsigned, any part of the sum after its header.
@@ -186,9 +270,60 @@ class SumDecoder:
         Raises:
             BadAggregate: a level is larger than that many uploads can give.
         """
+        spec, scale = self.codec.spec, self.codec.max_weight / self.total_weight
         try:
-            mean = dequantize_sum(levels, self.survivors, self.spec.clip, self.spec.bits)
+            return dequantize_levels(levels, self.survivors, spec.width, spec.top, scale)
         except CodecError as error:
             raise BadAggregate("the sum fails its own check", expected=error.expected, got=error.got) from error
-        mean *= np.float32(self.scale)
-        return mean
+
+    def expand(self, travelled: FloatVector) -> FloatVector:
+        """The mean update from what travelled of it: rotated back, and put in its places.
+
+        Args:
+            travelled: what `decode` gave for all levels of the sum. It is used up.
+
+        Returns:
+            (d,) float32, model units.
+        """
+        spec, size = self.codec.spec, self.codec.manifest.size
+        if spec.rotation:
+            travelled = unrotate(travelled, self.codec.rotation_key(), spec.kept(size))
+        if spec.selection not in (Selection.RANDOM, Selection.BLOCKS):
+            return travelled
+        support = self.codec.support()
+        out: FloatVector = np.zeros(size, np.float32)
+        # Error feedback sends later what a support leaves out; without it the mean over the seeds must be right now.
+        out[support.places] = travelled if spec.feedback else travelled * support.scale
+        return out
+
+
+class MeanReader:
+    """Hands out the mean update in order, as many coordinates as are asked for.
+
+    A codec that keeps the order of the coordinates is decoded as it is read; any other as a whole, at the first read.
+
+    Args:
+        decoder: of the sum.
+        take: gives the next levels of the sum, as many as it is asked for.
+    """
+
+    def __init__(self, decoder: SumDecoder, take: Callable[[int], RingVector]) -> None:
+        self._decoder = decoder
+        self._take = take
+        self._whole: FloatVector | None = None
+        self._given = 0
+
+    def take(self, count: int) -> FloatVector:
+        """The next `count` coordinates, float32, model units.
+
+        Raises:
+            BadAggregate: a level is larger than that many uploads can give.
+        """
+        spec = self._decoder.codec.spec
+        if spec.keeps_order:
+            return self._decoder.decode(self._take(count))
+        if self._whole is None:
+            levels = self._take(spec.body(self._decoder.codec.manifest.size))
+            self._whole = self._decoder.expand(self._decoder.decode(levels))
+        start, self._given = self._given, self._given + count
+        return self._whole[start : self._given]

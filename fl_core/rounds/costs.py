@@ -10,7 +10,6 @@ from math import isfinite
 from types import MappingProxyType
 
 from fl_core.codec.packing import packed_bytes
-from fl_core.codec.spec import HEADER_COORDINATES
 from fl_core.crypto.agreement_engine import COMPILED_FROM
 from fl_core.crypto.mask_prg import lane_dtype
 from fl_core.crypto.shamir import SHARE_BYTES
@@ -18,6 +17,7 @@ from fl_core.errors import PlanError
 from fl_core.secagg.sealing import SEALED_SHARE_BYTES
 
 FLOAT_BYTES = 4
+HEADER_COORDINATES = 2
 ADVERTISEMENT_BYTES = 1_000
 """A certificate, two keys, a commitment and a signature, and what frames them."""
 
@@ -116,6 +116,7 @@ class SessionShape:
         dropped: sites that drop out after they shared their secrets, the costly place.
         parameters: of the model.
         ring_bits: bits of a coordinate of an upload.
+        coordinates: of an upload; a header of two and the parameters when None.
 
     Raises:
         PlanError: a number is out of range.
@@ -127,6 +128,7 @@ class SessionShape:
     dropped: int
     parameters: int
     ring_bits: int
+    coordinates: int | None = None
 
     def __post_init__(self) -> None:
         if not (0 < self.degree < self.size and 0 <= self.dropped < self.size and self.parameters > 0):
@@ -139,7 +141,7 @@ class SessionShape:
     @property
     def length(self) -> int:
         """Coordinates of an upload."""
-        return HEADER_COORDINATES + self.parameters
+        return HEADER_COORDINATES + self.parameters if self.coordinates is None else self.coordinates
 
     @property
     def is_complete(self) -> bool:

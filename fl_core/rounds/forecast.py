@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from fl_core.codec.spec import BITS, RING_BITS
+from fl_core.codec.spec import BITS, smallest_ring
 from fl_core.errors import PlanError
 from fl_core.rounds.costs import (
     PartyCost,
@@ -39,6 +39,7 @@ class Question:
         max_corrupt: fraction of sites assumed to collude with the servers.
         bits: bits of one site's coordinate.
         ring_bits: bits of a coordinate of an upload; the fewest that hold the sum when None.
+        coordinates: of an upload; a header of two and the parameters when None.
         threshold: shares that rebuild a secret, of a complete graph; the graph and its default when None.
         min_survivors: fewest uploads that are summed; as few as hold when None.
         profile: what a sparse graph must hold against.
@@ -56,6 +57,7 @@ class Question:
     threshold: int | None = None
     min_survivors: int | None = None
     profile: Profile = Profile.EQUIVOCATION_SAFE
+    coordinates: int | None = None
 
     def __post_init__(self) -> None:
         if self.sites < SMALLEST_COHORT:
@@ -113,7 +115,9 @@ def foresee(question: Question, costs: UnitCosts) -> Forecast:
     # On a sparse graph the degree was proved for no fewer survivors than max_dropout leaves.
     fewest = threshold if graph is GraphKind.COMPLETE else size - dropped
     min_survivors = _survivors(question, fewest, size - dropped)
-    shape = SessionShape(size, degree, threshold, dropped, question.parameters, _ring_bits(question))
+    shape = SessionShape(
+        size, degree, threshold, dropped, question.parameters, _ring_bits(question), question.coordinates
+    )
     parties = {
         "site": site_cost(shape, costs),
         "key server": key_server_cost(shape, costs),
@@ -146,15 +150,7 @@ def _graph(question: Question) -> tuple[GraphKind, int, int]:
 
 def _ring_bits(question: Question) -> int:
     """The smallest ring in which the sum of the cohort cannot wrap around."""
-    needed = max((question.sites * ((1 << question.bits) - 1)).bit_length(), RING_BITS[0])
-    if needed > RING_BITS[-1]:
-        room = ((1 << RING_BITS[-1]) // question.sites).bit_length() - 1
-        raise PlanError(
-            "no ring holds the sum of this cohort",
-            expected=f"at most {RING_BITS[-1]} bits",
-            got=f"{needed} bits for {question.sites} sites of {question.bits} bits",
-            fix=f"lower bits to {room}, or invite fewer sites",
-        )
+    needed = smallest_ring(question.bits, question.sites)
     if question.ring_bits is not None and question.ring_bits < needed:
         raise PlanError(
             "the ring can overflow",

@@ -8,13 +8,14 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import TypeVar, cast
 
-from fl_core.codec.spec import BITS, CLIP_MAX, CLIP_MIN, RING_BITS
+from fl_core.codec.presets import PRESETS
+from fl_core.codec.spec import Levels, Selection, check_feedback, check_stages
 from fl_core.errors import PlanError
 from fl_core.rounds.cohort import CohortBounds
 from fl_core.rounds.optimizer import OptimizerName, OptimizerSpec
 from fl_core.rounds.plan import (
     MAX_CHUNK_BYTES,
-    MAX_COUNT,
+    MAX_WEIGHT,
     Aggregation,
     PhaseBounds,
     PhaseSchedule,
@@ -35,28 +36,37 @@ MAX_JSON_CHARACTERS = 4 << 20
 
 @dataclass(frozen=True, slots=True)
 class CodecChoice:
-    """What a job says about its codec.
+    """What a job says about its codec; see `fl_core.codec.spec.CodecSpec` for the stages.
 
     Args:
         clip: largest magnitude of a coordinate of an update that is kept, model units, > 0.
-        ring_bits: bits per coordinate of an upload, 8 to 32.
+        ring_bits: bits per coordinate of an upload, 8 to 32; when None the fewest that hold the sum of `bits`, and 24
+            when `bits` is None too.
         bits: bits of one site's coordinate; as many as the cohort leaves room for when None.
+        selection: which coordinates travel.
+        density: the part of them that does.
+        rotation: whether a random rotation comes before the rounding.
+        levels: what a coordinate is rounded to.
+        feedback: the part of what did not travel that a site keeps for its next round.
+        adaptive: whether the levels follow the width of the updates from round to round.
 
     Raises:
-        PlanError: a number is out of range.
+        PlanError: a number is out of range or the stages do not fit together.
     """
 
     clip: float = 1.0
-    ring_bits: int = 24
+    ring_bits: int | None = None
     bits: int | None = None
+    selection: Selection = Selection.ALL
+    density: float = 1.0
+    rotation: bool = False
+    levels: Levels = Levels.UNIFORM
+    feedback: float = 0.0
+    adaptive: bool = False
 
     def __post_init__(self) -> None:
-        if not CLIP_MIN <= self.clip <= CLIP_MAX:
-            raise PlanError("the clip is out of range", expected=f"{CLIP_MIN} to {CLIP_MAX}", got=self.clip)
-        if self.ring_bits not in RING_BITS:
-            raise PlanError("the codec's ring_bits are out of range", expected="8 to 32", got=self.ring_bits)
-        if self.bits is not None and self.bits not in BITS:
-            raise PlanError("the codec's bits are out of range", expected="1 to 24", got=self.bits)
+        check_stages(self.clip, self.bits, self.ring_bits, self.selection, self.density, self.rotation, self.levels)
+        check_feedback(self.feedback)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +85,8 @@ class JobSpec:
         max_dropout: fraction of sites that an attempt must survive losing.
         max_corrupt: fraction of sites assumed to collude with the servers.
         profile: what a sparse graph must hold against, where the cohort is large enough for one.
-        max_weight: largest sample count of one site. Close to the truth is best: a site's update is scaled by
-            its samples / max_weight before it is rounded.
+        max_weight: largest sample count of one site. With a codec that is not adaptive close to the truth is best:
+            a site's update is scaled by its samples / max_weight before it is rounded.
         chunk_bytes: payload of one chunk of an upload.
         max_attempts: attempts at one round before the job fails.
         quarantine_rounds: rounds for which a site that was caught lying is not invited, after the round in which it
@@ -116,7 +126,7 @@ class JobSpec:
         _check_range("max_attempts", self.max_attempts, 1, MAX_ATTEMPTS)
         _check_range("quarantine_rounds", self.quarantine_rounds, 0, MAX_ROUNDS)
         _check_range("evaluate_every", self.evaluate_every, 0, MAX_ROUNDS)
-        _check_range("max_weight", self.max_weight, 1, MAX_COUNT)
+        _check_range("max_weight", self.max_weight, 1, MAX_WEIGHT)
         for name in ("threshold", "min_survivors"):
             if getattr(self, name) is not None:
                 _check_range(name, getattr(self, name), 1, self.cohort.max)
@@ -230,6 +240,12 @@ def _integer(value: object, where: str) -> int:
     return value
 
 
+def _boolean(value: object, where: str) -> bool:
+    if not isinstance(value, bool):
+        raise PlanError(f"{where} is no boolean", expected="true or false", got=type(value).__name__)
+    return value
+
+
 def _number(value: object, where: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         # YAML 1.1 reads 1e-3 as text.
@@ -260,6 +276,21 @@ def _section(kind: Callable[..., T], readers: Mapping[str, Reader]) -> Reader:
     return lambda value, where: _read(kind, readers, value, where)
 
 
+def read_codec(value: object, where: str = "codec") -> CodecChoice:
+    """Read what a job says about its codec: a preset by its name, or settings, which may name a preset they change.
+
+    Raises:
+        PlanError: there is no such preset or key, or a value is out of range.
+    """
+    given = {"preset": value} if isinstance(value, str) else dict(_mapping(value, where))
+    name = given.pop("preset", None)
+    if name is None:
+        return _read(CodecChoice, _CODEC, given, where)
+    if not isinstance(name, str) or name not in PRESETS:
+        raise PlanError("the codec has no such preset", expected=" | ".join(PRESETS), got=str(name)[:64])
+    return _read(CodecChoice, _CODEC, {**PRESETS[name].settings, **given}, where)
+
+
 def _options(value: object, where: str) -> Mapping[str, Scalar]:
     # JobSpec checks the values; whatever they are, they are not called Scalar before.
     return MappingProxyType(dict(cast("Mapping[str, Scalar]", _mapping(value, where))))
@@ -275,7 +306,17 @@ def _check_range(name: str, value: int, low: int, high: int) -> None:
         raise PlanError(f"{name} is out of range", expected=f"{low} to {high}", got=value)
 
 
-_CODEC: Mapping[str, Reader] = {"clip": _number, "ring_bits": _integer, "bits": _optional(_integer)}
+_CODEC: Mapping[str, Reader] = {
+    "clip": _number,
+    "ring_bits": _optional(_integer),
+    "bits": _optional(_integer),
+    "selection": _member(Selection),
+    "density": _number,
+    "rotation": _boolean,
+    "levels": _member(Levels),
+    "feedback": _number,
+    "adaptive": _boolean,
+}
 _COHORT: Mapping[str, Reader] = {"min": _integer, "max": _integer}
 _PHASES: Mapping[str, Reader] = {phase.name: _bounds for phase in fields(PhaseSchedule)}
 _OPTIMIZER: Mapping[str, Reader] = {
@@ -290,7 +331,7 @@ _JOB: Mapping[str, Reader] = {
     "name": _text,
     "rounds": _integer,
     "aggregation": _member(Aggregation),
-    "codec": _section(CodecChoice, _CODEC),
+    "codec": read_codec,
     "cohort": _section(CohortBounds, _COHORT),
     "threshold": _optional(_integer),
     "min_survivors": _optional(_integer),

@@ -7,7 +7,6 @@ from math import isfinite
 from types import MappingProxyType
 from typing import NewType
 
-from fl_core.codec.spec import HEADER_COORDINATES as HEADER_COORDINATES
 from fl_core.codec.spec import CodecSpec
 from fl_core.codec.tensors import TensorManifest
 from fl_core.crypto import labels
@@ -24,6 +23,8 @@ MAX_CHUNK_BYTES = 1 << 20
 MAX_COHORT = 16_384
 MAX_ATTEMPT = (1 << 32) - 1
 MAX_COUNT = (1 << 63) - 1
+MAX_WEIGHT = (1 << 48) - 1
+"""So that the weights of the largest cohort add up in 63 bits."""
 MAX_TEXT_BYTES = 256
 MAX_TRAINING_OPTIONS = 256
 MAX_TRAINING_TEXT_BYTES = 4096
@@ -247,10 +248,8 @@ class RoundPlan:
         self._check_numbers()
         self._check_roster()
         self.codec.check_cohort(len(self.roster))
-        if self.max_weight >= 1 << self.codec.bits:
-            raise PlanError(
-                "max_weight does not fit the codec", expected=f"below 2**{self.codec.bits}", got=self.max_weight
-            )
+        if self.aggregation is not Aggregation.PLAIN:
+            self.codec.check_maskable()
         if (self.keyserver is None) != (self.aggregation is Aggregation.PLAIN):
             raise PlanError("a key server belongs to a secure attempt and to no other", got=self.aggregation.value)
         if self.graph is not None and self.aggregation is Aggregation.PLAIN:
@@ -270,8 +269,8 @@ class RoundPlan:
         for name in ("max_dropout", "max_corrupt"):
             if not 0 <= getattr(self, name) < 1:
                 raise PlanError(f"{name} is out of range", expected="0 <= x < 1", got=getattr(self, name))
-        if self.max_weight < 1:
-            raise PlanError("max_weight is out of range", expected=">= 1", got=self.max_weight)
+        if not 1 <= self.max_weight <= MAX_WEIGHT:
+            raise PlanError("max_weight is out of range", expected=f"1 to {MAX_WEIGHT}", got=self.max_weight)
         if not (0 < self.chunk_bytes <= MAX_CHUNK_BYTES and self.chunk_bytes % 8 == 0):
             raise PlanError(
                 "chunk_bytes is out of range", expected=f"a multiple of 8 up to {MAX_CHUNK_BYTES}", got=self.chunk_bytes
@@ -288,8 +287,13 @@ class RoundPlan:
 
     @property
     def length(self) -> int:
-        """Coordinates of an upload: the header and the model."""
-        return HEADER_COORDINATES + self.manifest.size
+        """Coordinates of an upload: the header and the levels of what travels."""
+        return self.codec.length(self.manifest.size, self.max_weight)
+
+    @property
+    def codec_seed(self) -> bytes:
+        """32 public bytes from which the codec's rotation and support come: the same in all sessions of an attempt."""
+        return labels.digest_fields(labels.CODEC, self.job_id, self.round_id, self.attempt, self.model_digest)
 
     @property
     def roster_digest(self) -> bytes:
@@ -373,9 +377,7 @@ class RoundPlan:
             self.model_version,
             self.model_digest,
             self.manifest.digest(),
-            float(self.codec.clip),
-            self.codec.bits,
-            self.codec.ring_bits,
+            *_codec_fields(self.codec),
             self.threshold,
             self.min_survivors,
             float(self.max_dropout),
@@ -405,3 +407,18 @@ class RoundPlan:
 
     def _training_fields(self) -> list[labels.Field]:
         return [part for name in sorted(self.training) for part in (name, self.training[name])]
+
+
+def _codec_fields(codec: CodecSpec) -> list[labels.Field]:
+    return [
+        float(codec.clip),
+        codec.bits,
+        codec.ring_bits,
+        float(codec.width),
+        codec.selection.value,
+        float(codec.density),
+        codec.rotation,
+        codec.levels.value,
+        float(codec.feedback),
+        codec.adaptive,
+    ]

@@ -1,7 +1,7 @@
 """From a job and a cohort to a plan that can hold. What cannot hold is refused, and the message names the number."""
 
 from fl_core.codec.packing import packed_bytes
-from fl_core.codec.spec import BITS, CodecSpec
+from fl_core.codec.spec import BITS, CodecSpec, smallest_ring
 from fl_core.codec.tensors import TensorManifest
 from fl_core.codec.update_codec import UpdateCodec
 from fl_core.crypto.shamir import SHARE_BYTES
@@ -41,27 +41,41 @@ def choose_bits(cohort: int, ring_bits: int) -> int:
     return min(bits, BITS[-1])
 
 
-def choose_codec(choice: CodecChoice, cohort: int, max_weight: int) -> CodecSpec:
-    """The codec of a cohort: the bits that the job asks for, or as many as fit.
+RING_BITS_DEFAULT = 24
+CALIBRATION_BITS = 16
+"""Bits of the first round of an adaptive job that has fewer than `CALIBRATED_FROM`: nobody knows the span yet."""
+CALIBRATED_FROM = 8
+
+
+def choose_codec(choice: CodecChoice, cohort: int, span: float | None = None) -> CodecSpec:
+    """The codec of a cohort: bits and ring that the job asks for, or as many bits as fit and the smallest ring.
 
     Args:
         choice: of the job.
         cohort: sites in the roster.
-        max_weight: largest sample count of one site.
+        span: of the levels, model units, when it is known from the round before; used by an adaptive codec only.
 
     Raises:
-        PlanError: the sum could wrap around, or max_weight does not fit the bits.
+        PlanError: the sum could wrap around.
     """
-    bits = choose_bits(cohort, choice.ring_bits) if choice.bits is None else choice.bits
-    codec = CodecSpec(choice.clip, bits, choice.ring_bits)
+    known = min(span, choice.clip) if choice.adaptive and span is not None else None
+    bits = choice.bits
+    if bits is not None and bits < CALIBRATED_FROM and choice.adaptive and known is None:
+        bits = CALIBRATION_BITS if choice.ring_bits is None else bits
+    ring_bits = choice.ring_bits or (RING_BITS_DEFAULT if bits is None else smallest_ring(bits, cohort))
+    codec = CodecSpec(
+        clip=choice.clip,
+        bits=choose_bits(cohort, ring_bits) if bits is None else bits,
+        ring_bits=ring_bits,
+        span=known,
+        selection=choice.selection,
+        density=choice.density,
+        rotation=choice.rotation,
+        levels=choice.levels,
+        feedback=choice.feedback,
+        adaptive=choice.adaptive,
+    )
     codec.check_cohort(cohort)
-    if max_weight >= 1 << bits:
-        raise PlanError(
-            "max_weight does not fit the codec",
-            expected=f"below 2**{bits} for {cohort} sites and ring_bits {choice.ring_bits}",
-            got=max_weight,
-            fix="lower max_weight or cohort.max, or raise codec.ring_bits or codec.bits",
-        )
     return codec
 
 
@@ -78,6 +92,7 @@ def build_plan(
     aggregator: ServiceEndpoint,
     keyserver: ServiceEndpoint | None,
     graph_commitment: bytes | None = None,
+    span: float | None = None,
 ) -> RoundPlan:
     """Write the plan of one attempt.
 
@@ -93,6 +108,7 @@ def build_plan(
         aggregator: where updates go.
         keyserver: where keys are exchanged; not used by a plain job.
         graph_commitment: to the coordinator's beacon, for a sparse graph. Without one the graph is complete.
+        span: of the levels, as the round before asks for it; see `fl_core.codec.span`.
 
     Returns:
         A plan that passed `check_plan`.
@@ -115,7 +131,7 @@ def build_plan(
         model_version=model_version,
         model_digest=model_digest,
         manifest=manifest,
-        codec=choose_codec(job.codec, size, job.max_weight),
+        codec=choose_codec(job.codec, size, span),
         threshold=threshold,
         min_survivors=max(job.min_survivors or 0, fewest),
         max_dropout=job.max_dropout,
@@ -190,7 +206,9 @@ def check_job(job: JobSpec) -> None:
     Raises:
         PlanError: it cannot hold for a cohort; the message names the number to change.
     """
-    choose_codec(job.codec, job.cohort.max, job.max_weight)
+    codec = choose_codec(job.codec, job.cohort.max)
+    if job.aggregation is not Aggregation.PLAIN:
+        codec.check_maskable()
     for size in range(job.cohort.min, job.cohort.max + 1):
         threshold = job.threshold or _threshold(job, size)
         survivors = max(job.min_survivors or threshold, threshold)
@@ -207,7 +225,7 @@ def check_job(job: JobSpec) -> None:
 
 def codec_of(plan: RoundPlan) -> UpdateCodec:
     """The codec that encodes and decodes updates of this attempt."""
-    return UpdateCodec(plan.codec, plan.manifest, plan.max_weight)
+    return UpdateCodec(plan.codec, plan.manifest, plan.max_weight, plan.codec_seed)
 
 
 def upload_bytes(plan: RoundPlan) -> int:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from enum import StrEnum
 from typing import TypeVar
 
+from fl_core.codec.spec import Levels, Selection
 from fl_core.errors import RemoteProtocolError
 from fl_core.rounds.machine import AbandonReason, DropoutReason, RoundState
 from fl_core.rounds.plan import Aggregation
@@ -39,6 +40,34 @@ def profile_from_proto(number: int) -> Profile:
         RemoteProtocolError: unspecified or unknown.
     """
     return _named(Profile, round_pb2.GraphProfile.Value, "GRAPH_PROFILE_", number)
+
+
+def selection_to_proto(value: Selection) -> round_pb2.CodecSelection.ValueType:
+    """To the wire."""
+    return round_pb2.CodecSelection.Value(f"CODEC_SELECTION_{value.name}")
+
+
+def selection_from_proto(number: int) -> Selection:
+    """From the wire.
+
+    Raises:
+        RemoteProtocolError: unspecified or unknown.
+    """
+    return _named(Selection, round_pb2.CodecSelection.Value, "CODEC_SELECTION_", number)
+
+
+def levels_to_proto(value: Levels) -> round_pb2.CodecLevels.ValueType:
+    """To the wire."""
+    return round_pb2.CodecLevels.Value(f"CODEC_LEVELS_{value.name}")
+
+
+def levels_from_proto(number: int) -> Levels:
+    """From the wire.
+
+    Raises:
+        RemoteProtocolError: unspecified or unknown.
+    """
+    return _named(Levels, round_pb2.CodecLevels.Value, "CODEC_LEVELS_", number)
 
 
 def round_state_to_proto(value: RoundState) -> round_pb2.RoundState.ValueType:

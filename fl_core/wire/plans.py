@@ -24,8 +24,12 @@ from fl_core.rounds.plan import (
 from fl_core.wire.enums import (
     aggregation_from_proto,
     aggregation_to_proto,
+    levels_from_proto,
+    levels_to_proto,
     profile_from_proto,
     profile_to_proto,
+    selection_from_proto,
+    selection_to_proto,
 )
 from fl_core.wire.v1 import round_pb2, tensors_pb2
 
@@ -56,16 +60,39 @@ def manifest_from_proto(message: tensors_pb2.TensorManifest) -> TensorManifest:
 
 def codec_to_proto(codec: CodecSpec) -> round_pb2.CodecSpec:
     """To the wire."""
-    return round_pb2.CodecSpec(clip=codec.clip, bits=codec.bits, ring_bits=codec.ring_bits)
+    return round_pb2.CodecSpec(
+        clip=codec.clip,
+        bits=codec.bits,
+        ring_bits=codec.ring_bits,
+        span=codec.span,
+        selection=selection_to_proto(codec.selection),
+        density=codec.density,
+        rotation=codec.rotation,
+        levels=levels_to_proto(codec.levels),
+        feedback=codec.feedback,
+        adaptive=codec.adaptive,
+    )
 
 
 def codec_from_proto(message: round_pb2.CodecSpec) -> CodecSpec:
     """From the wire.
 
     Raises:
-        PlanError: a value is out of range.
+        PlanError: a value is out of range or the stages do not fit together.
+        RemoteProtocolError: an unknown selection or unknown levels.
     """
-    return CodecSpec(message.clip, message.bits, message.ring_bits)
+    return CodecSpec(
+        clip=message.clip,
+        bits=message.bits,
+        ring_bits=message.ring_bits,
+        span=message.span if message.HasField("span") else None,
+        selection=selection_from_proto(message.selection),
+        density=message.density,
+        rotation=message.rotation,
+        levels=levels_from_proto(message.levels),
+        feedback=message.feedback,
+        adaptive=message.adaptive,
+    )
 
 
 def training_to_proto(training: Mapping[str, Scalar], target: MutableMapping[str, round_pb2.Scalar]) -> None:

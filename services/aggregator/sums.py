@@ -6,7 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
-from fl_core.codec.spec import HEADER_COORDINATES
+from fl_core.codec.header import UploadHeader, check_sum, read_header
 from fl_core.crypto.mask_prg import RingVector, lane_dtype
 from fl_core.errors import BadAggregate, CodecError, LocalProtocolError, NotEnough, RemoteProtocolError
 from fl_core.rounds.plan import Aggregation, RoundPlan
@@ -16,12 +16,12 @@ from fl_core.secagg.messages import MaskedInput
 
 @dataclass(frozen=True, slots=True)
 class ReleasedSum:
-    """The sum over the survivors, in the clear. It proves itself by its first two coordinates.
+    """The sum over the survivors, in the clear. It proves itself by its header.
 
     Args:
         plan: of the session.
         survivors: indices of the sites in the sum, ascending.
-        vector: (plan.length,) in the lane of the ring: total weight, number of uploads, levels.
+        vector: (plan.length,) in the lane of the ring: header and levels.
 
     Raises:
         BadAggregate: the coordinates that count and weigh the uploads are impossible for these survivors.
@@ -32,25 +32,17 @@ class ReleasedSum:
     vector: RingVector = field(repr=False)
 
     def __post_init__(self) -> None:
-        count, size = int(self.vector[1]), len(self.survivors)
-        if count != size:
-            raise BadAggregate(
-                "the sum does not count its survivors",
-                expected=f"{size} uploads",
-                got=count,
-                fix="the attempt is run again; if it happens twice, look for a site or service that misbehaves",
-            )
-        if not size <= self.total_weight <= size * self.plan.max_weight:
-            raise BadAggregate(
-                "the total weight of the sum is impossible",
-                expected=f"{size} to {size * self.plan.max_weight}",
-                got=self.total_weight,
-            )
+        check_sum(self.header, len(self.survivors), self.plan.max_weight)
+
+    @property
+    def header(self) -> UploadHeader:
+        """What the sum says about itself."""
+        return _header_of(self.plan, self.vector)
 
     @property
     def total_weight(self) -> int:
         """Sum of the weights of the survivors."""
-        return int(self.vector[0])
+        return self.header.weight
 
 
 class RunningSum(Protocol):
@@ -152,13 +144,17 @@ class PlainSum:
 
 
 def _check_plain_update(plan: RoundPlan, vector: RingVector) -> None:
-    weight, count = int(vector[0]), int(vector[1])
-    if count != 1 or not 1 <= weight <= plan.max_weight:
+    header = _header_of(plan, vector)
+    if header.count != 1 or not 1 <= header.weight <= plan.max_weight or header.clamped > 1:
         raise CodecError(
             "the header of an update is impossible",
             expected=f"a weight of 1 to {plan.max_weight} and a count of 1",
-            got=f"{weight} and {count}",
+            got=f"{header.weight} and {header.count}",
         )
-    largest = int(vector[HEADER_COORDINATES:].max(initial=0))
-    if largest >> plan.codec.bits:
-        raise CodecError("a level of an update is out of range", expected=f"below 2**{plan.codec.bits}", got=largest)
+    largest = int(vector[plan.codec.header(plan.max_weight) :].max(initial=0))
+    if largest > plan.codec.top:
+        raise CodecError("a level of an update is out of range", expected=f"at most {plan.codec.top}", got=largest)
+
+
+def _header_of(plan: RoundPlan, vector: RingVector) -> UploadHeader:
+    return read_header(plan.codec, plan.max_weight, vector[: plan.codec.header(plan.max_weight)])

@@ -1,21 +1,23 @@
-"""From a sum to the next version of the model, in parts: neither the sum nor the model stands in memory as a whole."""
+"""From a sum to the next version of the model, in parts: the model never stands in memory as a whole, and the sum only
+when its codec changes the order of the coordinates."""
 
 from collections.abc import AsyncIterator, Iterator
 
 import numpy as np
 
 from fl_core.codec.tensors import TensorManifest, Tensors, TensorSpec, add_update, manifest_of
-from fl_core.codec.update_codec import SumDecoder
+from fl_core.codec.update_codec import MeanReader, SumDecoder
 from fl_core.crypto.mask_prg import RingVector
 from fl_core.errors import BadAggregate, LocalProtocolError
 from fl_core.rounds.job import JobSpec
 from fl_core.rounds.optimizer import OptimizerSpec, OptimizerState, change, slot_names
-from fl_core.rounds.plan import HEADER_COORDINATES, RoundPlan
+from fl_core.rounds.plan import RoundPlan
 from fl_core.rounds.planner import codec_of
 from fl_core.wire.chunks import DEFAULT_CHUNK_BYTES
 from services.coordinator.aggregates import Aggregate
 from services.coordinator.models import ModelStore
 from services.coordinator.records import ModelRecord
+from services.coordinator.spans import load_span, store_span
 from services.runtime.offload import offload
 
 BLOCK = 1 << 16
@@ -40,10 +42,12 @@ async def make_next_version(
     state = await _load_state(models, base)
     levels = LevelReader(aggregate.packed.read_blocks(plan.length, plan.codec.ring_bits))
     decoder = await offload(_open_sum, plan, aggregate, levels)
-    move = ModelMove(plan.manifest, spec.optimizer, state, decoder, levels)
+    move = ModelMove(plan.manifest, spec.optimizer, state, MeanReader(decoder, levels.take))
     stem = f"models/{plan.job_id}/v{base.version + 1}-r{plan.round_id}a{plan.attempt}"
     stored = await models.receive(f"{stem}.safetensors", plan.manifest, _moved(models, base, move))
     optimizer_blob = await _store_state(models, f"{stem}-optimizer.safetensors", move.state)
+    if plan.codec.adaptive:
+        await store_span(models, stored.blob_name, decoder, await load_span(models, base))
     record = ModelRecord(
         job_id=plan.job_id,
         version=base.version + 1,
@@ -57,8 +61,8 @@ async def make_next_version(
 
 
 def _open_sum(plan: RoundPlan, aggregate: Aggregate, levels: "LevelReader") -> SumDecoder:
-    header = levels.take(HEADER_COORDINATES)
-    decoder = codec_of(plan).open_sum(header, len(aggregate.info.survivors))
+    codec = codec_of(plan)
+    decoder = codec.open_sum(levels.take(codec.header_length), len(aggregate.info.survivors))
     if decoder.total_weight != aggregate.info.total_weight:
         raise BadAggregate(
             "a sum says another weight than it holds",
@@ -105,8 +109,7 @@ class ModelMove:
         manifest: of the model.
         optimizer: the rule.
         state: after the round before. Its vectors become those after this round, in place.
-        decoder: of the sum.
-        levels: the sum after its header.
+        means: the mean update of the sum.
     """
 
     def __init__(
@@ -114,13 +117,11 @@ class ModelMove:
         manifest: TensorManifest,
         optimizer: OptimizerSpec,
         state: OptimizerState,
-        decoder: SumDecoder,
-        levels: LevelReader,
+        means: MeanReader,
     ) -> None:
         self._optimizer = optimizer
         self._before = state
-        self._decoder = decoder
-        self._levels = levels
+        self._means = means
         names = slot_names(optimizer)
         slots = {name: state.slots.get(name, np.zeros(manifest.size, np.float32)) for name in names}
         self._after = OptimizerState(state.steps + 1, slots)
@@ -152,7 +153,7 @@ class ModelMove:
 
     def _move(self, spec: TensorSpec, start: int, elements: bytes) -> bytes:
         place = slice(start, start + spec.size)
-        mean = self._decoder.decode(self._levels.take(spec.size))
+        mean = self._means.take(spec.size)
         slots = {name: slot[place] for name, slot in self._after.slots.items()} if self._before.steps else {}
         moved, after = change(self._optimizer, mean, OptimizerState(self._before.steps, slots))
         for name, slot in after.slots.items():

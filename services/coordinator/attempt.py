@@ -42,6 +42,7 @@ from services.coordinator.journal import AttemptJournal
 from services.coordinator.measures import QUARANTINES_SUSPENDED
 from services.coordinator.records import ModelRecord, SiteBytes
 from services.coordinator.resources import Resources
+from services.coordinator.spans import load_span
 from services.coordinator.transcripts import AttemptTranscript
 
 log = structlog.get_logger(__name__)
@@ -188,7 +189,13 @@ class Attempt:
             aggregator=await self._with.aggregator.endpoint(),
             keyserver=await self._with.keyserver.endpoint() if is_secure else None,
             graph_commitment=self._beacon.commitment if is_secure else None,
+            span=await self._span(),
         )
+
+    async def _span(self) -> float | None:
+        """How wide the levels of an adaptive codec must spread, when a round before has said it."""
+        span = await load_span(self._with.models, self._base) if self._spec.codec.adaptive else None
+        return None if span is None else span.width
 
     async def _await_sites(self, quarantined: Sequence[ClientId]) -> None:
         bounds, cohort = self._spec.phases.recruiting, self._spec.cohort

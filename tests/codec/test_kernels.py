@@ -27,16 +27,25 @@ slow_first_call = settings(deadline=None, max_examples=60)
     st.floats(2.0**-40, 2.0**40),
     st.integers(1, 24),
     st.sampled_from([np.uint32, np.uint64]),
+    st.floats(0, 1),
+    st.sampled_from([1, 2]),
 )
 def test_compiled_quantisation_equals_numpy(
-    vectors: tuple[np.ndarray, np.ndarray], scale: float, clip: float, bits: int, lane: type[np.uint32]
+    vectors: tuple[np.ndarray, np.ndarray],
+    scale: float,
+    clip: float,
+    bits: int,
+    lane: type[np.uint32],
+    bound: float,
+    odd: int,
 ) -> None:
     update, coins = vectors
     ours, theirs = np.zeros(len(update), lane), np.ones(len(update), lane)
-    kernels_numpy.quantize(update, scale, clip, bits, coins, ours)
-    kernels_numba.quantize(update, scale, clip, bits, coins, theirs)
+    top = (1 << bits) - odd if bits > 1 else 1
+    kernels_numpy.quantize(update, scale, clip * bound, clip, top, coins, ours)
+    kernels_numba.quantize(update, scale, clip * bound, clip, top, coins, theirs)
     assert ours.tobytes() == theirs.tobytes()
-    assert ours.max(initial=0) < 1 << bits
+    assert ours.max(initial=0) <= top
 
 
 @slow_first_call

@@ -108,7 +108,9 @@ def test_a_sum_of_another_length_is_not_released() -> None:
 
 def test_a_codec_whose_numbers_do_not_fit_is_refused() -> None:
     with pytest.raises(CodecError, match="max_weight"):
-        UpdateCodec(CodecSpec(1.0, 8, 24), MANIFEST, 256)
+        UpdateCodec(CodecSpec(1.0, 8, 24), MANIFEST, 0)
+    with pytest.raises(CodecError, match="seed"):
+        UpdateCodec(CodecSpec(1.0, 8, 24), MANIFEST, 1, seed=b"short")
     with pytest.raises(CodecError, match="ring"):
         UpdateCodec(CodecSpec(1.0, 20, 16), MANIFEST, 10)
 

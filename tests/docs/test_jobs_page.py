@@ -17,6 +17,11 @@ KEYS = table_of(PAGE, "key")
 PHASES = table_of(PAGE, "phase")
 DEFAULTS = JobSpec(name="x", rounds=1)
 NEEDED = ("name", "rounds")
+NEEDS: Mapping[str, Mapping[str, object]] = {
+    "codec.density": {"selection": "random"},
+    "codec.levels": {"rotation": True},
+}
+"""What a value of a key can only stand beside."""
 
 
 def flat(mapping: Mapping[str, object], prefix: str = "") -> dict[str, object]:
@@ -29,7 +34,7 @@ def flat(mapping: Mapping[str, object], prefix: str = "") -> dict[str, object]:
 def job_with(key: str, value: object) -> JobSpec:
     mapping: dict[str, object] = {"name": "x", "rounds": 1}
     section, dot, name = key.partition(".")
-    mapping[section] = {name: value} if dot else value
+    mapping[section] = {**NEEDS.get(key, {}), name: value} if dot else value
     # A plain job is held to the bounds of JobSpec alone.
     return job_from_mapping({"aggregation": "plain", **mapping})
 
@@ -56,6 +61,8 @@ def samples_of(range_text: str, default: object) -> tuple[list[object], list[obj
         return [low, high], [just_outside(low, -1), just_outside(high, 1)]
     if match := re.fullmatch(r"above (\S+)", range_text):
         return [1e-12, 1e12], [float(number(match[1])), float("inf")]
+    if range_text == "false, true":
+        return [False, True], ["another"]
     names = range_text.split(", ")
     assert default in names
     return list(names), ["another"]
@@ -76,7 +83,7 @@ def test_the_default_is_that_of_the_code(key: str) -> None:
             job_from_mapping({name: {"name": "x", "rounds": 1}[name] for name in NEEDED if name != key})
         return
     value = flat(DEFAULTS.to_mapping()).get(key)
-    words = {"none": None, "empty": {}}
+    words = {"none": None, "empty": {}, "false": False}
     assert (words[said] if said in words else said if isinstance(value, str) else number(said)) == value
 
 

@@ -95,9 +95,10 @@ def test_the_default_job_holds_for_every_cohort(size: int) -> None:
         ({"max_dropout": 0.5}, ["max_dropout"]),
         ({"max_corrupt": 0.7}, ["max_corrupt"]),
         ({"min_survivors": 8}, ["min_survivors", "max_dropout"]),
-        ({"codec": {"bits": 21}}, ["ring_bits", "raise ring_bits"]),
-        ({"codec": {"ring_bits": 12}}, ["max_weight", "raise codec.ring_bits"]),
-        ({"max_weight": 1 << 20}, ["max_weight", "lower max_weight"]),
+        ({"codec": {"bits": 21, "ring_bits": 24}}, ["ring_bits", "raise ring_bits"]),
+        ({"codec": {"ring_bits": 20, "bits": 17}}, ["ring_bits 20", "raise ring_bits"]),
+        ({"codec": "top-1pct-int8"}, ["masks", "random or blocks"]),
+        ({"codec": "one-bit"}, ["masks", "few bits with rotation"]),
         ({"cohort": {"min": 11}}, ["cohort", "11 to 100"]),
     ],
 )
@@ -110,11 +111,12 @@ def test_a_plan_that_cannot_hold_names_the_number_to_change(job: dict[str, Any],
 @pytest.mark.parametrize(
     "job",
     [
-        {"max_weight": 1 << 17},
+        {"codec": "top-1pct-int8"},
+        {"codec": {"bits": 16, "ring_bits": 22}},
         {"threshold": 7},
         {"max_dropout": 0.4},
         {"aggregation": "plain", "min_survivors": 4},
-        {"codec": {"ring_bits": 8}},
+        {"codec": {"ring_bits": 8}, "cohort": {"max": 256}},
     ],
 )
 def test_a_job_that_cannot_hold_for_one_of_its_cohorts_is_refused_when_it_comes(job: dict[str, Any]) -> None:
@@ -124,7 +126,7 @@ def test_a_job_that_cannot_hold_for_one_of_its_cohorts_is_refused_when_it_comes(
 
 def test_a_ring_that_is_too_small_for_the_cohort_is_refused() -> None:
     with pytest.raises(PlanError, match=r"raise codec\.ring_bits"):
-        choose_codec(CodecChoice(ring_bits=8), 300, 1)
+        choose_codec(CodecChoice(ring_bits=8), 300)
 
 
 @pytest.mark.parametrize(

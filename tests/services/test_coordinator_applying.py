@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fl_core.codec.spec import CodecSpec
 from fl_core.codec.tensors import TensorManifest, TensorSpec, add_update
-from fl_core.codec.update_codec import UpdateCodec
+from fl_core.codec.update_codec import MeanReader, UpdateCodec
 from fl_core.crypto.mask_prg import RingVector
 from fl_core.errors import BadAggregate, LocalProtocolError
 from fl_core.rounds.optimizer import OptimizerName, OptimizerSpec, OptimizerState, change
@@ -66,7 +66,7 @@ def move_in_parts(
     rule: OptimizerSpec, state: OptimizerState, total: RingVector, model: bytes, chunk: int, block: int
 ) -> tuple[bytes, OptimizerState]:
     levels = LevelReader(blocks_of(total, block))
-    move = ModelMove(MANIFEST, rule, state, CODEC.open_sum(levels.take(2), 3), levels)
+    move = ModelMove(MANIFEST, rule, state, MeanReader(CODEC.open_sum(levels.take(2), 3), levels.take))
     moved = b"".join(move.feed(model[start : start + chunk]) for start in range(0, len(model), chunk))
     return moved, move.state
 

@@ -96,7 +96,7 @@ async def test_a_truncated_submission_is_refused_and_leaves_nothing(kit: Kit, dr
         (json.dumps(job_spec(rounds=0)), "rounds"),
         (json.dumps(job_spec(cohort={"min": 5, "max": 3})), "cohort"),
         (json.dumps(job_spec(cohort={"min": 3, "max": 100})), "ring"),
-        (json.dumps(job_spec(max_weight=1 << 21)), "max_weight"),
+        (json.dumps(job_spec(max_weight=1 << 48)), "max_weight"),
         (json.dumps(job_spec(min_survivors=3, max_dropout=0.5)), "min_survivors"),
     ],
 )

@@ -152,6 +152,46 @@ ABANDON_REASON_CANCELLED: AbandonReason.ValueType  # 11
 ABANDON_REASON_DEADLINE: AbandonReason.ValueType  # 12
 global___AbandonReason = AbandonReason
 
+class _CodecSelection:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _CodecSelectionEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_CodecSelection.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    CODEC_SELECTION_UNSPECIFIED: _CodecSelection.ValueType  # 0
+    CODEC_SELECTION_ALL: _CodecSelection.ValueType  # 1
+    CODEC_SELECTION_RANDOM: _CodecSelection.ValueType  # 2
+    CODEC_SELECTION_BLOCKS: _CodecSelection.ValueType  # 3
+    CODEC_SELECTION_TOP: _CodecSelection.ValueType  # 4
+
+class CodecSelection(_CodecSelection, metaclass=_CodecSelectionEnumTypeWrapper):
+    """Which coordinates of an update travel."""
+
+CODEC_SELECTION_UNSPECIFIED: CodecSelection.ValueType  # 0
+CODEC_SELECTION_ALL: CodecSelection.ValueType  # 1
+CODEC_SELECTION_RANDOM: CodecSelection.ValueType  # 2
+CODEC_SELECTION_BLOCKS: CodecSelection.ValueType  # 3
+CODEC_SELECTION_TOP: CodecSelection.ValueType  # 4
+global___CodecSelection = CodecSelection
+
+class _CodecLevels:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _CodecLevelsEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_CodecLevels.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    CODEC_LEVELS_UNSPECIFIED: _CodecLevels.ValueType  # 0
+    CODEC_LEVELS_UNIFORM: _CodecLevels.ValueType  # 1
+    CODEC_LEVELS_SIGN: _CodecLevels.ValueType  # 2
+
+class CodecLevels(_CodecLevels, metaclass=_CodecLevelsEnumTypeWrapper):
+    """What a coordinate is rounded to."""
+
+CODEC_LEVELS_UNSPECIFIED: CodecLevels.ValueType  # 0
+CODEC_LEVELS_UNIFORM: CodecLevels.ValueType  # 1
+CODEC_LEVELS_SIGN: CodecLevels.ValueType  # 2
+global___CodecLevels = CodecLevels
+
 class _GraphProfile:
     ValueType = typing.NewType("ValueType", builtins.int)
     V: typing_extensions.TypeAlias = ValueType
@@ -178,17 +218,41 @@ class CodecSpec(google.protobuf.message.Message):
     CLIP_FIELD_NUMBER: builtins.int
     BITS_FIELD_NUMBER: builtins.int
     RING_BITS_FIELD_NUMBER: builtins.int
+    SPAN_FIELD_NUMBER: builtins.int
+    SELECTION_FIELD_NUMBER: builtins.int
+    DENSITY_FIELD_NUMBER: builtins.int
+    ROTATION_FIELD_NUMBER: builtins.int
+    LEVELS_FIELD_NUMBER: builtins.int
+    FEEDBACK_FIELD_NUMBER: builtins.int
+    ADAPTIVE_FIELD_NUMBER: builtins.int
     clip: builtins.float
     bits: builtins.int
     ring_bits: builtins.int
+    span: builtins.float
+    """The levels spread over [-span, span]; over [-clip, clip] when it is not set."""
+    selection: global___CodecSelection.ValueType
+    density: builtins.float
+    rotation: builtins.bool
+    levels: global___CodecLevels.ValueType
+    feedback: builtins.float
+    adaptive: builtins.bool
     def __init__(
         self,
         *,
         clip: builtins.float = ...,
         bits: builtins.int = ...,
         ring_bits: builtins.int = ...,
+        span: builtins.float | None = ...,
+        selection: global___CodecSelection.ValueType = ...,
+        density: builtins.float = ...,
+        rotation: builtins.bool = ...,
+        levels: global___CodecLevels.ValueType = ...,
+        feedback: builtins.float = ...,
+        adaptive: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["bits", b"bits", "clip", b"clip", "ring_bits", b"ring_bits"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_span", b"_span", "span", b"span"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_span", b"_span", "adaptive", b"adaptive", "bits", b"bits", "clip", b"clip", "density", b"density", "feedback", b"feedback", "levels", b"levels", "ring_bits", b"ring_bits", "rotation", b"rotation", "selection", b"selection", "span", b"span"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_span", b"_span"]) -> typing.Literal["span"] | None: ...
 
 global___CodecSpec = CodecSpec
 
