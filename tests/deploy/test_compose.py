@@ -29,7 +29,6 @@ from tests.services.postgres_server import find_binaries, running_postgres
 
 COMPOSE = read_compose()
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
-STAGE = "own process"
 
 
 def test_the_file_is_valid_by_the_official_schema() -> None:
