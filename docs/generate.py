@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from prometheus_client.metrics import MetricWrapperBase
 from pydantic_core import PydanticUndefined
 
 from cli.operator import OperatorConfig
@@ -19,8 +20,10 @@ from client_sdk import LogConfig, SiteConfig, SitePolicy
 from fl_core import errors
 from fl_core.transport.errors import status_code
 from services.aggregator.settings import AggregatorSettings
+from services.coordinator import measures
 from services.coordinator.settings import CoordinatorSettings
 from services.keyserver.settings import KeyServerSettings
+from services.runtime import metrics
 from services.runtime.settings import LogSettings, ServiceSettings
 
 PAGE = Path(__file__).parent / "operations.md"
@@ -33,6 +36,14 @@ FAULTS = {
 }
 COMPUTED = {"mask_threads": "one for each processor"}
 """Defaults that depend on the machine."""
+
+OUR_METRICS = [
+    metric
+    for module in (metrics, measures)
+    for metric in vars(module).values()
+    if isinstance(metric, MetricWrapperBase)
+]
+"""Every metric that a service serves, beside `process_*`."""
 
 Row = tuple[str, ...]
 
@@ -52,6 +63,14 @@ def settings_rows(kind: type[Any], *, without: Iterable[str] = (), prefix: str =
     for name, default in _defaults(kind):
         if name not in without:
             yield f"`{prefix}{name}`", _shown(name, default), meanings[name]
+
+
+def metric_rows() -> Iterator[Row]:
+    """Name as Prometheus stores it, kind, labels and meaning of every metric of ours, by name."""
+    for metric in sorted(OUR_METRICS, key=lambda each: str(each._name)):
+        suffix = "_total" if metric._type == "counter" else ""
+        labels = ", ".join(f"`{label}`" for label in metric._labelnames) or "none"
+        yield f"`{metric._name}{suffix}`", metric._type, labels, _cell(metric._documentation)
 
 
 def tables() -> dict[str, str]:
@@ -75,6 +94,7 @@ def tables() -> dict[str, str]:
                 *settings_rows(LogConfig, prefix="log."),
             ],
         ),
+        "metrics": _table(("metric", "kind", "labels", "meaning"), metric_rows()),
         "operator": _table(settings, settings_rows(OperatorConfig)),
     }
 

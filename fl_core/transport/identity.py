@@ -235,6 +235,12 @@ class TrustStore:
         self._revocations = _load_revocations(crl_pem, self._authorities)
         self._pinned = sha256(b"".join(_der(authority) for authority in self._authorities)).digest()
 
+    @property
+    def revocations_end(self) -> datetime | None:
+        """When the first of the revocation lists is out of date, and nothing is trusted any more; None without one."""
+        ends = (revocations.next_update_utc for revocations in self._revocations.values())
+        return min((end for end in ends if end is not None), default=None)
+
     def check(self, certificate_der: bytes, now: datetime) -> Identity:
         """Check that the federation vouches for a certificate at `now` and say who it stands for.
 

@@ -13,6 +13,7 @@ from fl_core.wire.chunks import ChunkReader
 from fl_core.wire.v1 import aggregator_pb2, tensors_pb2
 from services.aggregator.partial import PartialUpload, PartialUploads, Truncated, UploadKey
 from services.aggregator.session import AggregationSession
+from services.runtime.metrics import QUEUE_WAITING
 from services.runtime.staging import StagingArea
 from services.runtime.streams import next_message
 
@@ -238,7 +239,8 @@ class _Turn:
             reading.cancel()
 
     async def _take_place(self) -> None:
-        await self._slots.acquire()
+        with QUEUE_WAITING.labels("uploads").track_inprogress():
+            await self._slots.acquire()
         self._has_place = True
 
     def _give_place(self) -> None:

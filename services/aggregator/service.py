@@ -27,6 +27,7 @@ from services.aggregator.session import AggregationSession, Upload, sum_bytes
 from services.aggregator.settings import AggregatorSettings
 from services.runtime.identity import Context, caller, role_table
 from services.runtime.membership import check_addressed, check_service, check_site
+from services.runtime.metrics import watch_sessions, watch_staging
 from services.runtime.sessions import SessionTable, StreamSlots
 from services.runtime.staging import StagingArea
 from services.runtime.streams import expect_message
@@ -65,6 +66,8 @@ class AggregatorService(aggregator_pb2_grpc.AggregatorServiceServicer):
         self._streams = StreamSlots(settings.streams_per_caller)
         self._folding = asyncio.Lock()
         staging = StagingArea(settings.state_dir / "spool", settings.memory_budget_bytes)
+        watch_sessions(lambda: len(self._sessions.open_sessions))
+        watch_staging(lambda: staging.free_bytes, settings.memory_budget_bytes)
         self._partial = PartialUploads(staging, settings.max_partial_uploads)
         self._intake = UploadIntake(staging, self._partial, settings.max_uploads, settings.stall_timeout_seconds)
         self._reporter = AggregateReporter(

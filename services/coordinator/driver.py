@@ -19,10 +19,11 @@ from services.coordinator.attempt import Attempt, abandon_sessions
 from services.coordinator.evaluation import EvaluationResult
 from services.coordinator.failures import AttemptFailed, run_beside, until_cancelled
 from services.coordinator.journal import AttemptJournal
-from services.coordinator.measures import count_ending
+from services.coordinator.measures import count_bytes, count_ending
 from services.coordinator.records import JobRecord, JobStatus
 from services.coordinator.resources import Resources
 from services.runtime.events import Notice
+from services.runtime.metrics import in_turn
 
 log = structlog.get_logger(__name__)
 
@@ -125,7 +126,7 @@ class Driver:
             self.submit(job.job_id)
 
     async def _run_in_turn(self, job_id: JobId) -> None:
-        async with self._slots:
+        async with in_turn(self._slots, "jobs"):
             job = await self._with.jobs.job(job_id)
             # A job that was submitted while a restart was taken up can be in the queue twice.
             if job.status.is_final or job_id in self._runs:
@@ -178,9 +179,9 @@ class Driver:
                 run.attempt = None
             count_ending(record)
             measured = await self._evaluate(spec, record, run)
-            await self._with.rounds.close(
-                journal.key, attempt.site_bytes(), measured.means, measured.sites, self._with.clock()
-            )
+            site_bytes = attempt.site_bytes()
+            count_bytes(site_bytes.values())
+            await self._with.rounds.close(journal.key, site_bytes, measured.means, measured.sites, self._with.clock())
         self._notices[job.job_id].announce()
         return record
 

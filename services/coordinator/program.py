@@ -17,6 +17,7 @@ from services.coordinator.database import upgrade_database
 from services.coordinator.driver import Driver
 from services.coordinator.evaluation import EvaluationDesk
 from services.coordinator.job_store import JobStore
+from services.coordinator.measures import SITES_CONNECTED
 from services.coordinator.models import ModelStore
 from services.coordinator.peers import AggregatorPeer, KeyServerPeer
 from services.coordinator.presence import Presence
@@ -28,6 +29,7 @@ from services.coordinator.traffic import Traffic
 from services.coordinator.transcripts import TranscriptStore
 from services.runtime.blobs import BlobStore
 from services.runtime.database import open_database
+from services.runtime.metrics import watch_staging
 from services.runtime.server import run_program, running_server, serve
 from services.runtime.staging import StagingArea
 
@@ -76,6 +78,7 @@ async def open_resources(settings: CoordinatorSettings) -> AsyncIterator[Resourc
     database = open_database(settings.database)
     presence, traffic = Presence(settings.presence_grace_s, settings.heartbeat_s), Traffic()
     blobs, clock = BlobStore(settings.blobs), steady_clock()
+    staging = StagingArea(settings.state_dir / "spool", settings.memory_budget_bytes)
     patience_s = settings.service_patience_s
     resources = Resources(
         jobs=JobStore(database),
@@ -88,8 +91,10 @@ async def open_resources(settings: CoordinatorSettings) -> AsyncIterator[Resourc
         evaluations=EvaluationDesk(presence, traffic),
         traffic=traffic,
         clock=clock,
-        inbox=AggregateInbox(StagingArea(settings.state_dir / "spool", settings.memory_budget_bytes)),
+        inbox=AggregateInbox(staging),
     )
+    SITES_CONNECTED.set_function(lambda: len(presence.connected()))
+    watch_staging(lambda: staging.free_bytes, settings.memory_budget_bytes)
     try:
         yield resources
     finally:

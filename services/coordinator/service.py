@@ -37,6 +37,7 @@ from services.coordinator.resources import Resources
 from services.coordinator.settings import CoordinatorSettings
 from services.runtime.identity import Context, caller, role_table
 from services.runtime.membership import check_site
+from services.runtime.metrics import in_turn
 from services.runtime.sessions import StreamSlots
 from services.runtime.streams import expect_message, next_message
 
@@ -102,7 +103,10 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServiceServicer):
         identity = caller(context)
         model = await self._downloads.find(request.job_id, request.model_version)
         with self._streams.hold((identity.name, "parameters")):
-            async with self._download_slots, aclosing(self._parameters(model, request.have_digest)) as parts:
+            async with (
+                in_turn(self._download_slots, "downloads"),
+                aclosing(self._parameters(model, request.have_digest)) as parts,
+            ):
                 async for part in parts:
                     self._count(model.job_id, identity, down=part.ByteSize())
                     yield part

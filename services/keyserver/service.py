@@ -38,6 +38,7 @@ from services.keyserver.session import ExchangeSession
 from services.keyserver.settings import KeyServerSettings
 from services.runtime.identity import Context, caller, role_table
 from services.runtime.membership import check_addressed, check_site
+from services.runtime.metrics import watch_sessions
 from services.runtime.sessions import SessionTable, StreamSlots
 from services.runtime.streams import expect_message
 
@@ -78,6 +79,7 @@ class KeyServerService(keyserver_pb2_grpc.KeyServerServiceServicer):
         self._started = monotonic()
         self._sessions: SessionTable[ExchangeSession] = SessionTable(settings.max_sessions)
         self._streams = StreamSlots(settings.streams_per_caller)
+        watch_sessions(lambda: len(self._sessions.open_sessions))
         self._exchanges: set[asyncio.Task[None]] = set()
         self._delivery = MaskDelivery(lambda: credentials.current, settings.delivery_timeout_seconds)
 

@@ -14,7 +14,7 @@ import structlog
 from fl_core.errors import InternalError, TacitError
 from fl_core.transport.errors import from_rpc_error, to_status
 from services.runtime.identity import OPEN_METHODS, Context, Gatekeeper, connection_of
-from services.runtime.metrics import RPC_FINISHED, RPC_OPEN, RPC_SECONDS
+from services.runtime.metrics import RPC_FINISHED, RPC_OPEN, RPC_REFUSED, RPC_SECONDS
 
 log = structlog.get_logger(__name__)
 
@@ -133,6 +133,7 @@ class _Call:
         if error is None:
             self._emit("rpc_finished", code=code, seconds=round(seconds, 4))
             return
+        RPC_REFUSED.labels(error.code).inc()
         log.warning("rpc_refused", code=code, seconds=round(seconds, 4), error_code=error.code, reason=str(error))
 
 

@@ -22,7 +22,7 @@ from fl_core.transport.tls import Credentials, LiveCredentials, check_role
 from services.runtime.identity import OPEN_METHODS, Gatekeeper, RoleTable
 from services.runtime.interceptors import CallBoundary, known_error
 from services.runtime.logs import configure_logging
-from services.runtime.metrics import metrics_endpoint
+from services.runtime.metrics import measuring, metrics_endpoint, watch_credentials
 from services.runtime.settings import ServiceSettings, split_address
 
 log = structlog.get_logger(__name__)
@@ -56,6 +56,7 @@ async def running_server(
     credentials = settings.credentials()
     check_role(credentials, role)
     live = LiveCredentials(credentials, _log_reload)
+    watch_credentials(live, role.value)
     gatekeeper = Gatekeeper(lambda: live.trust, {**OPEN_METHODS, **roles_by_method})
     server = grpc.aio.server(interceptors=[CallBoundary(gatekeeper)], options=SERVER_OPTIONS)
     add_servicers(server)
@@ -80,7 +81,7 @@ async def serve(
     configure_logging(settings.log, role=role.value, service_id=settings.service_id)
     server = running_server(settings, role=role, roles_by_method=roles_by_method, add_servicers=add_servicers)
     with stop_signals() as stop, metrics_endpoint(settings.metrics_listen):
-        async with server as address:
+        async with server as address, measuring():
             announce_ready(settings, role, address)
             await stop.wait()
             log.info("service_stopping", grace_seconds=settings.grace_seconds)
