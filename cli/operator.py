@@ -162,13 +162,15 @@ class Operator:
             if event.HasField("status"):
                 yield JobSummary.from_message(event.status)
 
-    async def get_transcript(self, job_id: str, round_id: int, attempt: int) -> bytes:
-        """The signed record of one attempt, 0 for the last one at this round.
+    async def get_transcript(self, job_id: str, round_id: int, attempt: int, session_number: int = 1) -> bytes:
+        """The signed record of one session of an attempt, 0 for the last attempt at this round.
 
         Raises:
             NotFound: there is no such job, or the attempt has not ended.
         """
-        request = coordinator_pb2.GetTranscriptRequest(job_id=job_id, round_id=round_id, attempt=attempt)
+        request = coordinator_pb2.GetTranscriptRequest(
+            job_id=job_id, round_id=round_id, attempt=attempt, session_number=session_number
+        )
         response = await call_unary(self._stub.GetTranscript, request, timeout_s=TRANSFER_TIMEOUT_S)
         content: bytes = response.transcript
         return content

@@ -86,10 +86,10 @@ def _question_of_job(path: Path) -> "Question":
     if spec.aggregation is not Aggregation.SECAGG:
         raise PlanError("a plain job has nothing to plan", expected="aggregation: secagg", got=spec.aggregation.value)
     check_job(spec)
-    codec = choose_codec(spec.codec, spec.cohort.max, spec.codec.clip)
+    codec = choose_codec(spec.codec, spec.cohort.largest_session, spec.codec.clip)
     parameters = sum(int(tensor.size) for tensor in tensors.values())
     return Question(
-        sites=spec.cohort.max,
+        sites=spec.cohort.largest_session,
         parameters=parameters,
         max_dropout=spec.max_dropout,
         max_corrupt=spec.max_corrupt,

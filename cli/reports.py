@@ -7,7 +7,7 @@ from statistics import fmean
 from typing import Self
 
 from fl_core.rounds.machine import RoundState
-from fl_core.rounds.report import RoundReport, SiteEvaluation
+from fl_core.rounds.report import RoundReport, SessionReport, SiteEvaluation
 from fl_core.wire.reports import evaluation_from_proto, report_from_proto
 from fl_core.wire.v1 import coordinator_pb2, status_pb2
 
@@ -93,6 +93,7 @@ def report_to_json(report: RoundReport) -> dict[str, object]:
         "aggregate_sha256": report.aggregate_sha256.hex(),
         "dropouts": [asdict(dropout) for dropout in report.dropouts],
         "evaluations": [_evaluation_to_json(evaluation) for evaluation in report.evaluations],
+        "sessions": [_session_to_json(session) for session in report.sessions],
     }
 
 
@@ -115,6 +116,11 @@ def dropouts_in_words(report: RoundReport) -> str:
 def words(name: str) -> str:
     """A name with underscores as people read it."""
     return name.replace("_", " ")
+
+
+def _session_to_json(session: SessionReport) -> dict[str, object]:
+    digests = {"session_id": session.session_id.hex(), "aggregate_sha256": session.aggregate_sha256.hex()}
+    return {**asdict(session), **digests}
 
 
 def _evaluation_to_json(evaluation: SiteEvaluation) -> dict[str, object]:

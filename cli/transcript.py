@@ -22,11 +22,12 @@ def get(
     round_id: Annotated[int, typer.Argument(help="The round; rounds count from 1.", min=1)],
     out: Annotated[Path, typer.Option("--out", "-o", help="The file to write.", show_default=False)],
     attempt: Annotated[int, typer.Option("--attempt", help="Which attempt at the round; 0 is the last.", min=0)] = 0,
+    session: Annotated[int, typer.Option("--session", help="Which session of the attempt.", min=1)] = 1,
     config: ConfigOption = DEFAULT_CONFIG,
     as_json: JsonOption = False,
 ) -> None:
-    """Fetch the transcript of an attempt that has ended."""
-    content = asyncio.run(_fetch(config, job_id, round_id, attempt))
+    """Fetch the transcript of an attempt that has ended, or of one of its sessions."""
+    content = asyncio.run(_fetch(config, job_id, round_id, attempt, session))
     _write(out, content)
     if as_json:
         print_json({"path": str(out), "bytes": len(content)})
@@ -58,11 +59,11 @@ def verify(
         typer.echo(f"the upload is in the sum, as that of {owner}")
 
 
-async def _fetch(config: Path, job_id: str, round_id: int, attempt: int) -> bytes:
+async def _fetch(config: Path, job_id: str, round_id: int, attempt: int, session: int) -> bytes:
     from cli.operator import Operator, OperatorConfig
 
     async with Operator.connect(OperatorConfig.from_file(config)) as operator:
-        return await operator.get_transcript(job_id, round_id, attempt)
+        return await operator.get_transcript(job_id, round_id, attempt, session)
 
 
 def _verify(files: list[Path], ca: Path) -> "list[Verified]":

@@ -258,6 +258,19 @@ class SumDecoder:
         """Sum of the weights of the survivors."""
         return self.header.weight
 
+    def check(self, levels: RingVector) -> None:
+        """Check that the survivors can give these levels, before they are added to those of another sum.
+
+        Args:
+            levels: (n,) unsigned, any part of the sum after its header.
+
+        Raises:
+            BadAggregate: one is larger than that many uploads can give.
+        """
+        most = self.survivors * self.codec.spec.top
+        if len(levels) and int(levels.max()) > most:
+            raise BadAggregate("the sum fails its own check", expected=f"at most {most}", got=int(levels.max()))
+
     def decode(self, levels: RingVector) -> FloatVector:
         """The mean of some coordinates, as they travelled.
 

@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from math import ceil
 
 from fl_core.errors import NotEnough, PlanError
-from fl_core.rounds.plan import MAX_COHORT, ClientId
+from fl_core.rounds.plan import MAX_COHORT, MAX_SITES, ClientId
 
 Entropy = Callable[[int], bytes]
 """Gives that many bytes: `os.urandom` in a coordinator, a seeded generator in a simulation."""
@@ -12,22 +13,57 @@ Entropy = Callable[[int], bytes]
 
 @dataclass(frozen=True, slots=True)
 class CohortBounds:
-    """Fewest and most sites of an attempt.
+    """Fewest and most sites of an attempt, and of one session of it.
+
+    Args:
+        min: fewest sites of an attempt.
+        max: most sites of an attempt.
+        split: fewest sites of one session, where there are so many: a larger cohort becomes several sessions, see
+            `fl_core.rounds.partition`. None leaves all in one.
+        min_sessions: part of the sessions of an attempt without whose sums nothing is committed.
 
     Raises:
-        PlanError: 1 <= min <= max <= MAX_COHORT does not hold.
+        PlanError: 1 <= min <= max <= MAX_SITES or 0 < min_sessions <= 1 does not hold, or a session could have more
+            than MAX_COHORT sites.
     """
 
     min: int = 3
     max: int = 100
+    split: int | None = None
+    min_sessions: float = 0.5
 
     def __post_init__(self) -> None:
-        if not 1 <= self.min <= self.max <= MAX_COHORT:
+        if not 1 <= self.min <= self.max <= MAX_SITES:
             raise PlanError(
                 "the cohort's bounds are out of range",
-                expected=f"1 <= min <= max <= {MAX_COHORT}",
+                expected=f"1 <= min <= max <= {MAX_SITES}",
                 got=f"min {self.min}, max {self.max}",
             )
+        if self.split is not None and not 1 <= self.split <= MAX_COHORT // 2:
+            raise PlanError("the split is out of range", expected=f"1 to {MAX_COHORT // 2} sites", got=self.split)
+        if self.largest_session > MAX_COHORT:
+            raise PlanError(
+                "a session is too large",
+                expected=f"at most {MAX_COHORT} sites",
+                got=self.largest_session,
+                fix="say into sessions of how many sites the cohort is split (cohort.split), or lower cohort.max",
+            )
+        if not 0 < self.min_sessions <= 1:
+            raise PlanError("min_sessions is out of range", expected="0 < x <= 1", got=self.min_sessions)
+
+    @property
+    def smallest_session(self) -> int:
+        """Fewest sites that a session can have."""
+        return self.min if self.split is None else min(self.min, self.split)
+
+    @property
+    def largest_session(self) -> int:
+        """Most sites that a session can have."""
+        return self.max if self.split is None else min(self.max, 2 * self.split - 1)
+
+    def sessions_needed(self, count: int) -> int:
+        """Of `count` sessions, how many must succeed."""
+        return max(1, ceil(self.min_sessions * count))
 
 
 def fill_up(

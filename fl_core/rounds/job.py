@@ -78,7 +78,7 @@ class JobSpec:
         rounds: rounds to commit.
         aggregation: secure unless the job says plain.
         codec: how updates become integers.
-        cohort: fewest and most sites of an attempt.
+        cohort: fewest and most sites of an attempt, and how it is split into sessions.
         threshold: t of a complete graph; when None floor(2n/3) + 1 of the cohort, or a sparse graph with its own.
         min_survivors: fewest uploads that are summed; the threshold when None. With a sparse graph never fewer than
             `max_dropout` leaves.
@@ -129,7 +129,7 @@ class JobSpec:
         _check_range("max_weight", self.max_weight, 1, MAX_WEIGHT)
         for name in ("threshold", "min_survivors"):
             if getattr(self, name) is not None:
-                _check_range(name, getattr(self, name), 1, self.cohort.max)
+                _check_range(name, getattr(self, name), 1, self.cohort.largest_session)
         for name in ("max_dropout", "max_corrupt"):
             if not 0 <= getattr(self, name) < 1:
                 raise PlanError(f"{name} is out of range", expected="0 <= x < 1", got=getattr(self, name))
@@ -137,12 +137,12 @@ class JobSpec:
             raise PlanError(
                 "chunk_bytes is out of range", expected=f"a multiple of 8 up to {MAX_CHUNK_BYTES}", got=self.chunk_bytes
             )
-        if self.aggregation is Aggregation.SECAGG and self.cohort.min < SMALLEST_COHORT:
+        if self.aggregation is Aggregation.SECAGG and self.cohort.smallest_session < SMALLEST_COHORT:
             raise PlanError(
                 "the cohort is too small to hide a site",
-                expected=f"cohort.min >= {SMALLEST_COHORT}",
-                got=self.cohort.min,
-                fix="raise cohort.min, or say aggregation: plain",
+                expected=f"cohort.min and cohort.split >= {SMALLEST_COHORT}",
+                got=self.cohort.smallest_session,
+                fix="raise cohort.min and cohort.split, or say aggregation: plain",
             )
 
     def to_json(self) -> str:
@@ -317,7 +317,12 @@ _CODEC: Mapping[str, Reader] = {
     "feedback": _number,
     "adaptive": _boolean,
 }
-_COHORT: Mapping[str, Reader] = {"min": _integer, "max": _integer}
+_COHORT: Mapping[str, Reader] = {
+    "min": _integer,
+    "max": _integer,
+    "split": _optional(_integer),
+    "min_sessions": _number,
+}
 _PHASES: Mapping[str, Reader] = {phase.name: _bounds for phase in fields(PhaseSchedule)}
 _OPTIMIZER: Mapping[str, Reader] = {
     "name": _member(OptimizerName),

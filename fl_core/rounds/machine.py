@@ -48,6 +48,7 @@ class DropoutReason(StrEnum):
     PROTOCOL_VIOLATION = "protocol_violation"
     FALSE_REVEAL = "false_reveal"
     FALSE_DEALING = "false_dealing"
+    SESSION_ABANDONED = "session_abandoned"
 
     @property
     def is_blame(self) -> bool:

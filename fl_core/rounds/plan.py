@@ -21,6 +21,8 @@ Scalar = bool | int | float | str
 
 MAX_CHUNK_BYTES = 1 << 20
 MAX_COHORT = 16_384
+MAX_SITES = 131_072
+"""Sites of one attempt, over all its sessions: its report still fits one message."""
 MAX_ATTEMPT = (1 << 32) - 1
 MAX_COUNT = (1 << 63) - 1
 MAX_WEIGHT = (1 << 48) - 1

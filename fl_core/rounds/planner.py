@@ -117,8 +117,9 @@ def build_plan(
         PlanError: it cannot hold; the message names the number to change.
     """
     size = len(roster)
-    if not job.cohort.min <= size <= job.cohort.max:
-        raise PlanError("the cohort is out of range", expected=f"{job.cohort.min} to {job.cohort.max} sites", got=size)
+    fewest_sites, most_sites = job.cohort.smallest_session, job.cohort.largest_session
+    if not fewest_sites <= size <= most_sites:
+        raise PlanError("the cohort is out of range", expected=f"{fewest_sites} to {most_sites} sites", got=size)
     is_secure = job.aggregation is Aggregation.SECAGG
     sparse = None if graph_commitment is None else choose_sparse_graph(job, size)
     threshold = job.threshold or (_threshold(job, size) if sparse is None else sparse.threshold)
@@ -206,10 +207,10 @@ def check_job(job: JobSpec) -> None:
     Raises:
         PlanError: it cannot hold for a cohort; the message names the number to change.
     """
-    codec = choose_codec(job.codec, job.cohort.max)
+    codec = choose_codec(job.codec, job.cohort.largest_session)
     if job.aggregation is not Aggregation.PLAIN:
         codec.check_maskable()
-    for size in range(job.cohort.min, job.cohort.max + 1):
+    for size in range(job.cohort.smallest_session, job.cohort.largest_session + 1):
         threshold = job.threshold or _threshold(job, size)
         survivors = max(job.min_survivors or threshold, threshold)
         if job.aggregation is Aggregation.SECAGG:

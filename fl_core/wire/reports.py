@@ -4,8 +4,8 @@ from collections.abc import Iterable
 
 from fl_core.errors import RemoteProtocolError
 from fl_core.rounds.machine import SiteDropout
-from fl_core.rounds.plan import MAX_COHORT, ClientId, JobId
-from fl_core.rounds.report import AggregateInfo, RoundReport, SiteEvaluation
+from fl_core.rounds.plan import MAX_SITES, ClientId, JobId
+from fl_core.rounds.report import AggregateInfo, RoundReport, SessionReport, SiteEvaluation
 from fl_core.wire.checks import DIGEST_BYTES, check_size, digest_from_proto, indices_from_proto, session_id_from_proto
 from fl_core.wire.enums import (
     abandon_reason_from_proto,
@@ -72,6 +72,7 @@ def report_to_proto(value: RoundReport) -> round_pb2.RoundReport:
         bytes_down=dict(value.bytes_down),
         detail=value.detail,
         evaluations=[evaluation_to_proto(evaluation) for evaluation in value.evaluations],
+        sessions=[_session_to_proto(session) for session in value.sessions],
     )
 
 
@@ -81,8 +82,8 @@ def report_from_proto(message: round_pb2.RoundReport) -> RoundReport:
     Raises:
         RemoteProtocolError: an enum is unknown, a list too long, or the digest has the wrong length.
     """
-    for what in ("invited", "survivors", "dropouts", "evaluations"):
-        check_size(f"the list {what} of a report", getattr(message, what), 0, MAX_COHORT)
+    for what in ("invited", "survivors", "dropouts", "evaluations", "sessions"):
+        check_size(f"the list {what} of a report", getattr(message, what), 0, MAX_SITES)
     if message.aggregate_sha256:
         check_size("the digest of a sum", message.aggregate_sha256, DIGEST_BYTES, DIGEST_BYTES)
     if not message.job_id:
@@ -106,11 +107,46 @@ def report_from_proto(message: round_pb2.RoundReport) -> RoundReport:
         bytes_down=dict(message.bytes_down),
         detail=message.detail,
         evaluations=tuple(evaluation_from_proto(evaluation) for evaluation in message.evaluations),
+        sessions=tuple(_session_from_proto(session) for session in message.sessions),
     )
 
 
 def _ids(names: Iterable[str]) -> tuple[ClientId, ...]:
     return tuple(ClientId(name) for name in names)
+
+
+def _session_to_proto(value: SessionReport) -> round_pb2.SessionReport:
+    return round_pb2.SessionReport(
+        number=value.number,
+        session_id=value.session_id,
+        aggregator=value.aggregator,
+        keyserver=value.keyserver,
+        state=round_state_to_proto(value.state),
+        abandon_reason=abandon_reason_to_proto(value.abandon_reason),
+        detail=value.detail,
+        invited=value.invited,
+        survivors=value.survivors,
+        total_weight=value.total_weight,
+        aggregate_sha256=value.aggregate_sha256,
+    )
+
+
+def _session_from_proto(message: round_pb2.SessionReport) -> SessionReport:
+    if message.aggregate_sha256:
+        check_size("the digest of a sum", message.aggregate_sha256, DIGEST_BYTES, DIGEST_BYTES)
+    return SessionReport(
+        number=message.number,
+        session_id=session_id_from_proto(message.session_id),
+        aggregator=message.aggregator,
+        keyserver=message.keyserver,
+        state=round_state_from_proto(message.state),
+        abandon_reason=abandon_reason_from_proto(message.abandon_reason),
+        detail=message.detail,
+        invited=message.invited,
+        survivors=message.survivors,
+        total_weight=message.total_weight,
+        aggregate_sha256=message.aggregate_sha256,
+    )
 
 
 def _dropout_to_proto(value: SiteDropout) -> round_pb2.SiteDropout:

@@ -1,23 +1,20 @@
-"""From a sum to the next version of the model, in parts: the model never stands in memory as a whole, and the sum only
+"""From sums to the next version of the model, in parts: the model never stands in memory as a whole, and the total only
 when its codec changes the order of the coordinates."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from fl_core.codec.tensors import TensorManifest, Tensors, TensorSpec, add_update, manifest_of
-from fl_core.codec.update_codec import MeanReader, SumDecoder
-from fl_core.crypto.mask_prg import RingVector
-from fl_core.errors import BadAggregate, LocalProtocolError
+from fl_core.codec.update_codec import MeanReader
 from fl_core.rounds.job import JobSpec
 from fl_core.rounds.optimizer import OptimizerSpec, OptimizerState, change, slot_names
-from fl_core.rounds.plan import RoundPlan
-from fl_core.rounds.planner import codec_of
 from fl_core.wire.chunks import DEFAULT_CHUNK_BYTES
-from services.coordinator.aggregates import Aggregate
 from services.coordinator.models import ModelStore
 from services.coordinator.records import ModelRecord
 from services.coordinator.spans import load_span, store_span
+from services.coordinator.totals import SessionSum, open_total
 from services.runtime.offload import offload
 
 BLOCK = 1 << 16
@@ -27,28 +24,34 @@ _STEPS = "steps"
 _SLOT = "slot."
 
 
-async def make_next_version(
-    models: ModelStore, spec: JobSpec, plan: RoundPlan, base: ModelRecord, aggregate: Aggregate, now: float
-) -> tuple[ModelRecord, int]:
-    """Apply a sum to the model that the sites trained from, and store the result as blobs.
+@dataclass(frozen=True, slots=True)
+class NextVersion:
+    """The version that an attempt made, which nobody knows before it is committed, and the total that it came from."""
 
-    Returns:
-        The next version, which nobody knows before it is committed, and the total weight of the sum.
+    model: ModelRecord
+    total_weight: int
+    aggregate_sha256: bytes
+
+
+async def make_next_version(
+    models: ModelStore, spec: JobSpec, base: ModelRecord, sums: Sequence[SessionSum], now: float
+) -> NextVersion:
+    """Apply the sums of an attempt to the model that its sites trained from, and store the result as blobs.
 
     Raises:
-        BadAggregate: the sum fails its own check, or says another weight than it holds.
+        BadAggregate: a sum fails its own check, or says another weight than it holds.
         CodecError: the new model would not be finite.
     """
+    plan = sums[0].plan
     state = await _load_state(models, base)
-    levels = LevelReader(aggregate.packed.read_blocks(plan.length, plan.codec.ring_bits))
-    decoder = await offload(_open_sum, plan, aggregate, levels)
-    move = ModelMove(plan.manifest, spec.optimizer, state, MeanReader(decoder, levels.take))
+    total = await offload(open_total, sums)
+    move = ModelMove(plan.manifest, spec.optimizer, state, MeanReader(total.decoder, total.levels.take))
     stem = f"models/{plan.job_id}/v{base.version + 1}-r{plan.round_id}a{plan.attempt}"
     stored = await models.receive(f"{stem}.safetensors", plan.manifest, _moved(models, base, move))
     optimizer_blob = await _store_state(models, f"{stem}-optimizer.safetensors", move.state)
     if plan.codec.adaptive:
-        await store_span(models, stored.blob_name, decoder, await load_span(models, base))
-    record = ModelRecord(
+        await store_span(models, stored.blob_name, total.decoder, await load_span(models, base))
+    model = ModelRecord(
         job_id=plan.job_id,
         version=base.version + 1,
         model_digest=stored.model_digest,
@@ -57,49 +60,13 @@ async def make_next_version(
         created_at=now,
         optimizer_blob=optimizer_blob,
     )
-    return record, decoder.total_weight
-
-
-def _open_sum(plan: RoundPlan, aggregate: Aggregate, levels: "LevelReader") -> SumDecoder:
-    codec = codec_of(plan)
-    decoder = codec.open_sum(levels.take(codec.header_length), len(aggregate.info.survivors))
-    if decoder.total_weight != aggregate.info.total_weight:
-        raise BadAggregate(
-            "a sum says another weight than it holds",
-            expected=decoder.total_weight,
-            got=aggregate.info.total_weight,
-        )
-    return decoder
+    return NextVersion(model, total.decoder.total_weight, total.sha256)
 
 
 async def _moved(models: ModelStore, base: ModelRecord, move: "ModelMove") -> AsyncIterator[bytes]:
     reader = await models.open(base.blob_name, base.model_digest)
     async for chunk in reader.chunks(DEFAULT_CHUNK_BYTES):
         yield await offload(move.feed, chunk.data)
-
-
-class LevelReader:
-    """Hands out the coordinates of a sum in order, as many as are asked for."""
-
-    def __init__(self, blocks: Iterator[RingVector]) -> None:
-        self._blocks = blocks
-        self._held: RingVector = np.empty(0, np.uint32)
-
-    def take(self, count: int) -> RingVector:
-        """The next `count` coordinates.
-
-        Raises:
-            LocalProtocolError: there are not so many.
-        """
-        parts = [self._held]
-        while sum(map(len, parts)) < count:
-            block = next(self._blocks, None)
-            if block is None:
-                raise LocalProtocolError("a sum ends too early", expected=f"{count} more coordinates")
-            parts.append(block)
-        joined = np.concatenate(parts) if len(parts) > 1 else parts[0]
-        self._held = joined[count:]
-        return joined[:count]
 
 
 class ModelMove:

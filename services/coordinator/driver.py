@@ -15,13 +15,15 @@ from fl_core.rounds.machine import AbandonReason, RoundRecord, RoundState
 from fl_core.rounds.plan import JobId
 from fl_core.transport.retry import Backoff
 from fl_core.wire.v1 import coordinator_pb2 as pb
-from services.coordinator.attempt import Attempt, abandon_sessions
+from services.coordinator.attempt import Attempt
 from services.coordinator.evaluation import EvaluationResult
 from services.coordinator.failures import AttemptFailed, run_beside, until_cancelled
 from services.coordinator.journal import AttemptJournal
 from services.coordinator.measures import count_bytes, count_ending
+from services.coordinator.peers import AggregatorPeer, KeyServerPeer
 from services.coordinator.records import JobRecord, JobStatus
 from services.coordinator.resources import Resources
+from services.coordinator.session_run import SessionRun, forget_sessions
 from services.runtime.events import Notice
 from services.runtime.metrics import in_turn
 
@@ -73,15 +75,16 @@ class Driver:
         """Run a job that is in the store."""
         self._submitted.put_nowait(job_id)
 
-    def attempt_of(self, session_id: bytes) -> Attempt:
-        """The open attempt of a session.
+    def session_of(self, session_id: bytes) -> SessionRun:
+        """The open session of this id.
 
         Raises:
             UnknownSession: there is none, or none any more.
         """
         for run in self._runs.values():
-            if run.attempt is not None and run.attempt.plan is not None and run.attempt.plan.session_id == session_id:
-                return run.attempt
+            session = run.attempt.session_of(session_id) if run.attempt is not None else None
+            if session is not None:
+                return session
         raise UnknownSession("no open attempt has this session", got=session_id.hex(), fix="wait for the next attempt")
 
     async def cancel(self, job_id: str) -> None:
@@ -121,7 +124,8 @@ class Driver:
         sessions = await self._with.rounds.abandon_open(AbandonReason.SERVICE_RESTARTED, now, detail)
         if sessions:
             log.warning("attempts_interrupted", attempts=len(sessions))
-            await abandon_sessions(self._with, sessions)
+            peers: list[AggregatorPeer | KeyServerPeer] = [*self._with.aggregators.peers, *self._with.keyservers.peers]
+            await forget_sessions(peers, sessions)
         for job in await self._with.jobs.unfinished():
             self.submit(job.job_id)
 

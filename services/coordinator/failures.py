@@ -4,10 +4,14 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
+import structlog
+
 from fl_core.errors import BadAggregate, CodecError, NotEnough, TacitError
 from fl_core.rounds.machine import AbandonReason
 
 T = TypeVar("T")
+
+log = structlog.get_logger(__name__)
 
 
 class AttemptFailed(Exception):
@@ -28,6 +32,18 @@ def reason_of(error: TacitError) -> AbandonReason:
             return AbandonReason.TOO_FEW_UPLOADS
         case _:
             return AbandonReason.SERVICE_LOST
+
+
+def failure_of(error: BaseException) -> AttemptFailed:
+    """What an error means for the attempt, or for the session, in which it was raised."""
+    match error:
+        case AttemptFailed():
+            return error
+        case TacitError():
+            return AttemptFailed(reason_of(error), str(error))
+        case _:
+            log.error("attempt_failed", exc_info=error)
+            return AttemptFailed(AbandonReason.SERVICE_LOST, "a fault of the coordinator; its log has the details")
 
 
 async def until_cancelled(cancelled: asyncio.Event) -> None:

@@ -35,7 +35,7 @@ class JobStore:
             submitted_at=job.submitted_at,
             model_version=model.version,
         )
-        async with self._database.transaction() as session:
+        async with self._database.writing() as session:
             try:
                 session.add(row)
                 await session.flush()
@@ -83,7 +83,7 @@ class JobStore:
             .values(status=status.value, detail=detail, ended_at=now if status.is_final else None)
             .returning(JobRow.job_id)
         )
-        async with self._database.transaction() as session:
+        async with self._database.writing() as session:
             if await session.scalar(change) is None:
                 raise LocalProtocolError("the job has ended", expected="a job that is queued or running", got=job_id)
 

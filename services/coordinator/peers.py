@@ -1,7 +1,8 @@
 """Aggregator and key server, as the coordinator calls them: patient with a broken connection, and with nothing else."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import grpc
@@ -21,6 +22,8 @@ from fl_core.wire.v1 import aggregator_pb2, aggregator_pb2_grpc, keyserver_pb2, 
 
 CALL_TIMEOUT_S = 10.0
 ABANDON_TIMEOUT_S = 2.0
+LOOK_TIMEOUT_S = 3.0
+"""For a look at a service before a session is placed there. One that is slower has none to spare for a session."""
 RELEASE_TIMEOUT_S = 900.0
 """For expanding the combined mask and handing over a sum, whatever the size of the model."""
 
@@ -50,17 +53,35 @@ class ServicePeer:
         self._channel: grpc.aio.Channel | None = None
         self._shown: Credentials | None = None
         self._stub: Any = None
+        self._busy = 0
+
+    @property
+    def address(self) -> str:
+        """host:port of the service."""
+        return self._address
+
+    @property
+    def load(self) -> int:
+        """Sessions of ours that run there now."""
+        return self._busy
+
+    @contextmanager
+    def busy(self) -> Iterator[None]:
+        """Count one session for the length of the block."""
+        self._busy += 1
+        try:
+            yield
+        finally:
+            self._busy -= 1
 
     async def endpoint(self) -> ServiceEndpoint:
         """Where sites find the service and which certificate it must show, learnt by a look at it.
 
         Raises:
             IdentityError: it is not what it should be.
-            PeerLost: it is out of reach for longer than the patience.
+            PeerLost: nobody listens there or nobody answers in time.
         """
-        found = await retry(
-            lambda: check_service(self._address, self._credentials(), self._role), deadline_s=self._patience_s
-        )
+        found = await check_service(self._address, self._credentials(), self._role, timeout_s=LOOK_TIMEOUT_S)
         return ServiceEndpoint(found.identity.id, self._address, found.identity.certificate_sha256)
 
     async def call(self, method: str, request: object, *, timeout_s: float = CALL_TIMEOUT_S) -> Any:

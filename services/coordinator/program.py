@@ -20,6 +20,7 @@ from services.coordinator.job_store import JobStore
 from services.coordinator.measures import SITES_CONNECTED
 from services.coordinator.models import ModelStore
 from services.coordinator.peers import AggregatorPeer, KeyServerPeer
+from services.coordinator.placement import ServicePool
 from services.coordinator.presence import Presence
 from services.coordinator.resources import Resources, steady_clock
 from services.coordinator.round_store import RoundStore
@@ -79,15 +80,15 @@ async def open_resources(settings: CoordinatorSettings) -> AsyncIterator[Resourc
     presence, traffic = Presence(settings.presence_grace_s, settings.heartbeat_s), Traffic()
     blobs, clock = BlobStore(settings.blobs), steady_clock()
     staging = StagingArea(settings.state_dir / "spool", settings.memory_budget_bytes)
-    patience_s = settings.service_patience_s
+    live, patience_s = (lambda: credentials.current), settings.service_patience_s
     resources = Resources(
         jobs=JobStore(database),
         rounds=RoundStore(database),
         models=ModelStore(blobs),
         transcripts=TranscriptStore(blobs, lambda: credentials.current, clock),
         presence=presence,
-        aggregator=AggregatorPeer(settings.aggregator, lambda: credentials.current, patience_s),
-        keyserver=KeyServerPeer(settings.keyserver, lambda: credentials.current, patience_s),
+        aggregators=ServicePool([AggregatorPeer(one, live, patience_s) for one in settings.aggregator], patience_s),
+        keyservers=ServicePool([KeyServerPeer(one, live, patience_s) for one in settings.keyserver], patience_s),
         evaluations=EvaluationDesk(presence, traffic),
         traffic=traffic,
         clock=clock,

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
+from fl_core.rounds.machine import RoundState
 from fl_core.rounds.plan import JobId, RosterEntry
 
 FIRST_VERSION = 1
@@ -69,10 +70,46 @@ class AttemptKey:
 
 @dataclass(frozen=True, slots=True)
 class Opening:
-    """What an attempt is bound to once its plan stands: the session and the cohort."""
+    """What one session of an attempt is bound to once its plan stands: its id, its services and its sites."""
 
     session_id: bytes
     roster: tuple[RosterEntry, ...]
+    aggregator: str = ""
+    keyserver: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionFacts:
+    """What a step decides about a session.
+
+    Args:
+        survivors: places of the sites in its sum, among all sites of the attempt.
+        total_weight: of its sum.
+        aggregate_sha256: of its packed sum.
+    """
+
+    survivors: tuple[int, ...] = ()
+    total_weight: int | None = None
+    aggregate_sha256: bytes | None = None
+
+    @property
+    def columns(self) -> dict[str, object]:
+        """What is kept in the row of the session itself."""
+        known = {"total_weight": self.total_weight, "aggregate_sha256": self.aggregate_sha256}
+        return {name: value for name, value in known.items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A session, or an attempt, goes from one state to another; the same twice stands for no step."""
+
+    before: RoundState
+    after: RoundState
+
+    @property
+    def moves(self) -> bool:
+        """Whether it is one."""
+        return self.before is not self.after
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from services.coordinator.job_store import JobStore
 from services.coordinator.journal import Clock
 from services.coordinator.models import ModelStore
 from services.coordinator.peers import AggregatorPeer, KeyServerPeer
+from services.coordinator.placement import ServicePool
 from services.coordinator.presence import Presence
 from services.coordinator.round_store import RoundStore
 from services.coordinator.traffic import Traffic
@@ -30,8 +31,8 @@ class Resources:
     models: ModelStore
     transcripts: TranscriptStore
     presence: Presence
-    aggregator: AggregatorPeer
-    keyserver: KeyServerPeer
+    aggregators: ServicePool[AggregatorPeer]
+    keyservers: ServicePool[KeyServerPeer]
     evaluations: EvaluationDesk
     traffic: Traffic
     inbox: AggregateInbox
@@ -39,5 +40,5 @@ class Resources:
 
     async def close(self) -> None:
         """Close the connections to the services."""
-        await self.aggregator.close()
-        await self.keyserver.close()
+        await self.aggregators.close()
+        await self.keyservers.close()

@@ -3,7 +3,7 @@
 The driver calls these before it acts on a step, so that a restart finds what was decided and never more.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from sqlalchemy import ColumnElement, func, select, update
 from sqlalchemy.exc import IntegrityError
@@ -12,9 +12,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from fl_core.errors import LocalProtocolError, NotFound, StorageError
 from fl_core.rounds.machine import AbandonReason, DropoutReason, RoundState, SiteDropout
 from fl_core.rounds.plan import ClientId, JobId
-from fl_core.rounds.report import RoundReport, SiteEvaluation
+from fl_core.rounds.report import RoundReport, SessionReport, SiteEvaluation
 from services.coordinator.job_store import model_row
-from services.coordinator.records import AttemptKey, ModelRecord, Opening, SiteBytes
+from services.coordinator.records import AttemptKey, ModelRecord, Opening, SessionFacts, SiteBytes, Step
 from services.coordinator.tables import (
     AttemptRow,
     EvaluationRow,
@@ -22,6 +22,7 @@ from services.coordinator.tables import (
     OfAttempt,
     ParticipantRow,
     Scalars,
+    SessionRow,
     TransitionRow,
 )
 from services.runtime.database import Database, undivided
@@ -44,7 +45,7 @@ class RoundStore:
             NotFound: there is no such job.
             LocalProtocolError: the job has an open attempt.
         """
-        async with self._database.transaction() as session:
+        async with self._database.writing() as session:
             try:
                 return await self._open(session, job_id, now)
             except IntegrityError as error:
@@ -67,47 +68,77 @@ class RoundStore:
         return key
 
     @undivided
-    async def bind(self, key: AttemptKey, opening: Opening, state: RoundState, now: float) -> None:
-        """Leave recruiting: the plan stands, its session and cohort are known.
+    async def bind(self, key: AttemptKey, openings: Sequence[Opening], state: RoundState, now: float) -> None:
+        """Leave recruiting: the plans stand, sessions and cohort are known. Sites are placed session by session.
 
         Raises:
             LocalProtocolError: the attempt is not recruiting.
         """
-        async with self._database.transaction() as session:
-            await _move(session, key, RoundState.RECRUITING, state, now, {"session_id": opening.session_id})
-            session.add_all(
-                ParticipantRow(
-                    **_columns(key),
-                    position=index,
-                    client_id=entry.client_id,
-                    certificate_sha256=entry.certificate_sha256,
-                )
-                for index, entry in enumerate(opening.roster)
-            )
+        async with self._database.writing() as session:
+            await _move(session, key, RoundState.RECRUITING, state, now)
+            session.add_all(_session_row(key, number, opening, state) for number, opening in enumerate(openings, 1))
+            session.add_all(_participants(key, openings))
 
     @undivided
     async def advance(
-        self,
-        key: AttemptKey,
-        before: RoundState,
-        after: RoundState,
-        now: float,
-        survivors: Sequence[int] = (),
+        self, key: AttemptKey, number: int, step: Step, whole: Step, now: float, facts: SessionFacts | None = None
     ) -> None:
-        """Move an open attempt from one state to the next, and keep U3 when this step decides it.
+        """Move one session from one state to the next, and the attempt with it when it waited for that.
+
+        Args:
+            key: the attempt.
+            number: of the session.
+            step: of the session.
+            whole: of the attempt.
+            now: seconds since the epoch.
+            facts: what this step decides about the session.
 
         Raises:
-            LocalProtocolError: the attempt is in another state.
+            LocalProtocolError: session or attempt are in another state.
         """
+        known = facts or SessionFacts()
         survive = (
             update(ParticipantRow)
-            .where(*_is(ParticipantRow, key), ParticipantRow.position.in_(survivors))
+            .where(*_is(ParticipantRow, key), ParticipantRow.position.in_(known.survivors))
             .values(survived=True)
         )
-        async with self._database.transaction() as session:
-            await _move(session, key, before, after, now)
-            if survivors:
+        async with self._database.writing() as session:
+            await _move_session(session, key, number, step, known.columns)
+            if whole.moves:
+                await _move(session, key, whole.before, whole.after, now)
+            if known.survivors:
                 await session.execute(survive)
+
+    @undivided
+    async def end_session(
+        self,
+        key: AttemptKey,
+        number: int,
+        before: RoundState,
+        whole: Step,
+        now: float,
+        reason: AbandonReason,
+        detail: str,
+    ) -> None:
+        """Give up one session of an attempt that goes on without it. None of its sites is a survivor.
+
+        Raises:
+            LocalProtocolError: session or attempt are in another state.
+        """
+        of_session = (*_is(ParticipantRow, key), ParticipantRow.session_number == number)
+        spared = update(ParticipantRow).where(*of_session).values(survived=False)
+        dropped = (
+            update(ParticipantRow)
+            .where(*of_session, ParticipantRow.dropout_reason.is_(None))
+            .values(dropout_reason=DropoutReason.SESSION_ABANDONED.value, dropout_phase=before.value)
+        )
+        async with self._database.writing() as session:
+            facts = {"abandon_reason": reason.value, "detail": detail}
+            await _move_session(session, key, number, Step(before, RoundState.ABANDONED), facts)
+            if whole.moves:
+                await _move(session, key, whole.before, whole.after, now)
+            await session.execute(spared)
+            await session.execute(dropped)
 
     @undivided
     async def record_dropout(self, key: AttemptKey, index: int, reason: DropoutReason, phase: RoundState) -> None:
@@ -121,7 +152,7 @@ class RoundStore:
             .where(replaceable)
             .values(dropout_reason=reason.value, dropout_phase=phase.value)
         )
-        async with self._database.transaction() as session:
+        async with self._database.writing() as session:
             await session.execute(change)
 
     @undivided
@@ -165,8 +196,14 @@ class RoundStore:
             .values(model_version=model.version, rounds_committed=key.round_id)
             .returning(JobRow.job_id)
         )
-        async with self._database.transaction() as session:
+        finish = (
+            update(SessionRow)
+            .where(*_is(SessionRow, key), SessionRow.state == RoundState.APPLYING.value)
+            .values(state=RoundState.COMMITTED.value)
+        )
+        async with self._database.writing() as session:
             await _move(session, key, RoundState.APPLYING, RoundState.COMMITTED, now, facts)
+            await session.execute(finish)
             if await session.scalar(advance_job) is None:
                 raise StorageError(
                     "the model does not follow the job's newest version",
@@ -182,7 +219,7 @@ class RoundStore:
         Raises:
             LocalProtocolError: the attempt has ended.
         """
-        async with self._database.transaction() as session:
+        async with self._database.writing() as session:
             await _abandon(session, key, reason, now, detail)
 
     @undivided
@@ -193,14 +230,15 @@ class RoundStore:
             The sessions that were given up, which aggregator and key server may still hold.
         """
         query = select(AttemptRow).where(AttemptRow.closed_at.is_(None)).order_by(AttemptRow.job_id)
-        async with self._database.transaction() as session:
+        async with self._database.writing() as session:
             rows = list(await session.scalars(query))
-            opened = [row for row in rows if row.state not in _FINAL]
-            for row in opened:
-                await _abandon(session, _key(row), reason, now, detail)
+            given_up: list[bytes] = []
             for row in rows:
+                if row.state not in _FINAL:
+                    given_up += await _open_sessions(session, _key(row))
+                    await _abandon(session, _key(row), reason, now, detail)
                 row.closed_at = now
-        return [row.session_id for row in opened if row.session_id is not None]
+        return given_up
 
     @undivided
     async def close(
@@ -222,7 +260,7 @@ class RoundStore:
             .values(metrics=metrics, closed_at=now)
             .returning(AttemptRow.attempt)
         )
-        async with self._database.transaction() as session:
+        async with self._database.writing() as session:
             if await session.scalar(change) is None:
                 raise LocalProtocolError("the report cannot be closed", expected="an ended attempt, once", got=key)
             for row in await session.scalars(select(ParticipantRow).where(*_is(ParticipantRow, key))):
@@ -304,6 +342,26 @@ async def _move(
     await _log(session, key, after, now)
 
 
+async def _move_session(
+    session: AsyncSession, key: AttemptKey, number: int, step: Step, facts: Mapping[str, object]
+) -> None:
+    change = (
+        update(SessionRow)
+        .where(*_is(SessionRow, key), SessionRow.number == number, SessionRow.state == step.before.value)
+        .values(state=step.after.value, **facts)
+        .returning(SessionRow.number)
+    )
+    if await session.scalar(change) is None:
+        raise LocalProtocolError(
+            f"session {number} cannot become {step.after.value}", expected=step.before.value, got=key
+        )
+
+
+async def _open_sessions(session: AsyncSession, key: AttemptKey) -> list[bytes]:
+    query = select(SessionRow.session_id).where(*_is(SessionRow, key), SessionRow.state.not_in(_FINAL))
+    return list(await session.scalars(query.order_by(SessionRow.number)))
+
+
 async def _abandon(session: AsyncSession, key: AttemptKey, reason: AbandonReason, now: float, detail: str) -> None:
     change = (
         update(AttemptRow)
@@ -313,6 +371,11 @@ async def _abandon(session: AsyncSession, key: AttemptKey, reason: AbandonReason
     )
     if await session.scalar(change) is None:
         raise LocalProtocolError("the attempt cannot be abandoned", expected="an open attempt", got=key)
+    await session.execute(
+        update(SessionRow)
+        .where(*_is(SessionRow, key), SessionRow.state.not_in(_FINAL))
+        .values(state=RoundState.ABANDONED.value, abandon_reason=reason.value, detail=detail)
+    )
     await _log(session, key, RoundState.ABANDONED, now)
 
 
@@ -324,6 +387,7 @@ async def _report(session: AsyncSession, row: AttemptRow, now: float) -> RoundRe
     sites = list(
         await session.scalars(select(ParticipantRow).where(*_is(ParticipantRow, key)).order_by(ParticipantRow.position))
     )
+    sessions = await session.scalars(select(SessionRow).where(*_is(SessionRow, key)).order_by(SessionRow.number))
     measured = await session.scalars(
         select(EvaluationRow).where(*_is(EvaluationRow, key)).order_by(EvaluationRow.client_id)
     )
@@ -348,7 +412,48 @@ async def _report(session: AsyncSession, row: AttemptRow, now: float) -> RoundRe
         bytes_down={site.client_id: site.bytes_down for site in sites},
         detail=row.detail,
         evaluations=tuple(_evaluation(site) for site in measured),
+        sessions=tuple(_session(row, sites) for row in sessions),
     )
+
+
+def _session(row: SessionRow, sites: Sequence[ParticipantRow]) -> SessionReport:
+    own = [site for site in sites if site.session_number == row.number]
+    return SessionReport(
+        number=row.number,
+        session_id=row.session_id,
+        aggregator=row.aggregator,
+        keyserver=row.keyserver,
+        state=RoundState(row.state),
+        abandon_reason=AbandonReason(row.abandon_reason) if row.abandon_reason else None,
+        detail=row.detail,
+        invited=len(own),
+        survivors=sum(site.survived for site in own),
+        total_weight=row.total_weight or 0,
+        aggregate_sha256=row.aggregate_sha256 or b"",
+    )
+
+
+def _session_row(key: AttemptKey, number: int, opening: Opening, state: RoundState) -> SessionRow:
+    return SessionRow(
+        **_columns(key),
+        number=number,
+        session_id=opening.session_id,
+        aggregator=opening.aggregator,
+        keyserver=opening.keyserver,
+        state=state.value,
+    )
+
+
+def _participants(key: AttemptKey, openings: Sequence[Opening]) -> Iterator[ParticipantRow]:
+    placed = ((number, entry) for number, opening in enumerate(openings, 1) for entry in opening.roster)
+    for position, (number, entry) in enumerate(placed):
+        yield ParticipantRow(
+            **_columns(key),
+            position=position,
+            client_id=entry.client_id,
+            certificate_sha256=entry.certificate_sha256,
+            session_number=number,
+        )
 
 
 def _phase_seconds(steps: Sequence[TransitionRow], now: float) -> dict[str, float]:

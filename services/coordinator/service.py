@@ -118,14 +118,13 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServiceServicer):
         """Site: do not wait for me in this attempt."""
         identity = caller(context)
         reason = dropout_reason_from_proto(request.reason)
-        attempt = self._driver.attempt_of(session_id_from_proto(request.session_id))
-        plan = attempt.plan
-        assert plan is not None
+        session = self._driver.session_of(session_id_from_proto(request.session_id))
+        plan = session.plan
         check_site(plan, identity, plan.index_of(identity.id))
         self._count(plan.job_id, identity, up=request.ByteSize())
         detail = printable(request.detail)
         log.info("site_left", client_id=identity.id, reason=reason.value, detail=detail)
-        attempt.leave(ClientId(identity.id), reason, detail)
+        session.leave(ClientId(identity.id), reason, detail)
         return pb.LeaveRoundResponse()
 
     async def ReportEvaluation(  # noqa: N802
@@ -237,7 +236,9 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServiceServicer):
         """Operator: the signed record of one ended attempt."""
         job = await self._with.jobs.job(request.job_id)
         attempt = request.attempt or await self._with.rounds.last_attempt(job.job_id, request.round_id)
-        transcript = await self._with.transcripts.read(AttemptKey(job.job_id, request.round_id, attempt))
+        transcript = await self._with.transcripts.read(
+            AttemptKey(job.job_id, request.round_id, attempt), request.session_number or 1
+        )
         return pb.GetTranscriptResponse(transcript=transcript)
 
     async def ReportAggregate(  # noqa: N802

@@ -5,7 +5,7 @@ from pathlib import Path
 from pydantic import Field, field_validator
 
 from services.runtime.database import database_url, sqlite_url, with_password
-from services.runtime.settings import ServiceSettings, split_address
+from services.runtime.settings import Addresses, ServiceSettings
 
 
 class CoordinatorSettings(ServiceSettings):
@@ -16,8 +16,8 @@ class CoordinatorSettings(ServiceSettings):
             folder when empty.
         database_password_file: a file that holds the password of `database_url`, instead of the URL itself.
         blob_url: folder or fsspec URL for models; `blobs` in the state folder when empty.
-        aggregator: host:port of the aggregator, as sites reach it too.
-        keyserver: host:port of the key server, as sites reach it too.
+        aggregator: host:port of each aggregator, as sites reach it too; sessions are spread over them.
+        keyserver: host:port of each key server, as sites reach it too.
         presence_grace_s: a site whose stream breaks counts as present for this long.
         heartbeat_s: a silent stream to a site carries a heartbeat this often.
         service_patience_s: how long a service may be out of reach before an attempt is given up.
@@ -34,8 +34,8 @@ class CoordinatorSettings(ServiceSettings):
     database_url: str = ""
     database_password_file: Path | None = None
     blob_url: str = ""
-    aggregator: str
-    keyserver: str
+    aggregator: Addresses
+    keyserver: Addresses
     presence_grace_s: float = Field(default=1.0, ge=0)
     heartbeat_s: float = Field(default=15.0, gt=0)
     service_patience_s: float = Field(default=10.0, gt=0)
@@ -46,12 +46,6 @@ class CoordinatorSettings(ServiceSettings):
     streams_per_caller: int = Field(default=4, ge=1)
     memory_budget_bytes: int = Field(default=64 << 20, ge=0)
     max_model_bytes: int = Field(default=1 << 36, ge=1)
-
-    @field_validator("aggregator", "keyserver")
-    @classmethod
-    def _check_service(cls, address: str) -> str:
-        split_address(address)
-        return address
 
     @field_validator("database_url")
     @classmethod

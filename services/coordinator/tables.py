@@ -16,6 +16,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from services.runtime.leases import lease_table
+
 _NAMES = {
     "ix": "ix_%(table_name)s_%(column_0_name)s",
     "uq": "uq_%(table_name)s_%(column_0_name)s",
@@ -102,7 +104,6 @@ class AttemptRow(OfAttempt, Base):
         ForeignKeyConstraint(["job_id", "model_version"], ["models.job_id", "models.version"]),
     )
 
-    session_id: Mapped[bytes | None] = mapped_column(unique=True)
     state: Mapped[str] = mapped_column(String(16))
     abandon_reason: Mapped[str | None] = mapped_column(String(32))
     detail: Mapped[str] = mapped_column(Text, default="")
@@ -124,8 +125,25 @@ class TransitionRow(OfAttempt, Base):
     entered_at: Mapped[float]
 
 
+class SessionRow(OfAttempt, Base):
+    """One session of an attempt: a part of the cohort, at one aggregator and one key server. Numbers count from 1."""
+
+    __tablename__ = "sessions"
+    __table_args__ = (ForeignKeyConstraint(["job_id", "round_id", "attempt"], _ATTEMPT),)
+
+    number: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    session_id: Mapped[bytes] = mapped_column(unique=True)
+    aggregator: Mapped[str] = mapped_column(String(256))
+    keyserver: Mapped[str] = mapped_column(String(256), default="")
+    state: Mapped[str] = mapped_column(String(16))
+    abandon_reason: Mapped[str | None] = mapped_column(String(32))
+    detail: Mapped[str] = mapped_column(Text, default="")
+    total_weight: Mapped[int | None] = mapped_column(BigInteger)
+    aggregate_sha256: Mapped[bytes | None]
+
+
 class ParticipantRow(OfAttempt, Base):
-    """A site that was invited to an attempt, at its place in the roster, and what became of it."""
+    """A site that was invited to an attempt, at its place among all of them, and what became of it."""
 
     __tablename__ = "participants"
     __table_args__ = (ForeignKeyConstraint(["job_id", "round_id", "attempt"], _ATTEMPT),)
@@ -133,6 +151,7 @@ class ParticipantRow(OfAttempt, Base):
     position: Mapped[int] = mapped_column(BigInteger, primary_key=True)
     client_id: Mapped[str] = mapped_column(String(200))
     certificate_sha256: Mapped[bytes]
+    session_number: Mapped[int] = mapped_column(BigInteger, default=1)
     survived: Mapped[bool] = mapped_column(default=False)
     dropout_reason: Mapped[str | None] = mapped_column(String(32))
     dropout_phase: Mapped[str | None] = mapped_column(String(16))
@@ -150,3 +169,7 @@ class EvaluationRow(OfAttempt, Base):
     loss: Mapped[float]
     num_samples: Mapped[int] = mapped_column(BigInteger)
     metrics: Mapped[Scalars] = mapped_column(default=dict)
+
+
+LEASES = lease_table(Base.metadata)
+"""Which replica drives the rounds."""

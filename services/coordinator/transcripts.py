@@ -83,8 +83,8 @@ class TranscriptStore:
         self._credentials = credentials
         self._clock = clock
 
-    async def begin(self, plan: RoundPlan) -> AttemptTranscript:
-        """Open the transcript of an attempt: it names the last link of the attempt before.
+    async def begin(self, plan: RoundPlan, number: int = 1) -> AttemptTranscript:
+        """Open the transcript of a session. It names the last link of the session of this number before it.
 
         Raises:
             StorageError: the blob store failed.
@@ -104,7 +104,7 @@ class TranscriptStore:
             "min_survivors": plan.min_survivors,
             "aggregator": plan.aggregator.certificate_sha256.hex(),
             "keyserver": plan.keyserver.certificate_sha256.hex() if plan.keyserver else "",
-            "previous": (await self._head(plan.job_id)).hex(),
+            "previous": (await self._head(plan.job_id, number)).hex(),
             "opened_at": int(self._clock()),
         }
         return AttemptTranscript(plan, sign_part("opened", body, self._credentials().signer()))
@@ -113,6 +113,7 @@ class TranscriptStore:
         self,
         transcript: AttemptTranscript,
         key: AttemptKey,
+        number: int,
         record: RoundRecord,
         model: ModelRecord | None,
         aggregate_sha256: bytes,
@@ -122,6 +123,7 @@ class TranscriptStore:
         Args:
             transcript: of the attempt.
             key: names it.
+            number: of the session.
             record: what became of it.
             model: what it committed, if it did.
             aggregate_sha256: of the sum that was applied; empty when none was.
@@ -144,31 +146,35 @@ class TranscriptStore:
             "closed_at": max(int(self._clock()), opened["opened_at"]),
         }
         whole = Transcript((*parts, sign_part("closed", body, self._credentials().signer())))
-        await self._blobs.put_bytes(_name(key), whole.to_json())
-        await self._blobs.put_bytes(f"transcripts/{key.job_id}/head", whole.head)
+        await self._blobs.put_bytes(_name(key, number), whole.to_json())
+        await self._blobs.put_bytes(_head_name(key.job_id, number), whole.head)
 
-    async def read(self, key: AttemptKey) -> bytes:
-        """The file of one attempt.
+    async def read(self, key: AttemptKey, number: int = 1) -> bytes:
+        """The file of one session of an attempt.
 
         Raises:
             NotFound: there is none.
             StorageError: the blob store failed.
         """
         try:
-            return b"".join([piece async for piece in self._blobs.get(_name(key))])
+            return b"".join([piece async for piece in self._blobs.get(_name(key, number))])
         except NotFound as error:
             raise NotFound(
-                "there is no transcript of this attempt",
-                expected="an attempt that was invited and has ended",
-                got=f"round {key.round_id}, attempt {key.attempt}",
+                "there is no transcript of this session",
+                expected="a session that was invited and has ended",
+                got=f"round {key.round_id}, attempt {key.attempt}, session {number}",
             ) from error
 
-    async def _head(self, job_id: JobId) -> bytes:
+    async def _head(self, job_id: JobId, number: int) -> bytes:
         try:
-            return b"".join([piece async for piece in self._blobs.get(f"transcripts/{job_id}/head")])
+            return b"".join([piece async for piece in self._blobs.get(_head_name(job_id, number))])
         except NotFound:
             return FIRST_LINK
 
 
-def _name(key: AttemptKey) -> str:
-    return f"transcripts/{key.job_id}/r{key.round_id}a{key.attempt}.json"
+def _name(key: AttemptKey, number: int) -> str:
+    return f"transcripts/{key.job_id}/r{key.round_id}a{key.attempt}s{number}.json"
+
+
+def _head_name(job_id: JobId, number: int) -> str:
+    return f"transcripts/{job_id}/head-{number}"

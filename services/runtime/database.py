@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 from alembic import command, context
 from alembic.config import Config
@@ -35,12 +35,30 @@ _DRIVERS = {
 _MIGRATION_LOCK = 0x7AC17
 
 
+class Fence(Protocol):
+    """What stands in front of every write of a database that several replicas share."""
+
+    async def check(self, session: AsyncSession) -> None:
+        """Check, inside the transaction that is about to write, that we may.
+
+        Raises:
+            StorageError: we may not.
+        """
+
+
 @dataclass(frozen=True, slots=True)
 class Database:
-    """An engine and the factory of its sessions. Made by `open_database`, ended by `close`."""
+    """An engine and the factory of its sessions. Made by `open_database`, ended by `close`.
+
+    Args:
+        engine: to the database.
+        sessions: makes sessions on it.
+        fence: stands in front of every `writing`, where several replicas share the database.
+    """
 
     engine: AsyncEngine
     sessions: async_sessionmaker[AsyncSession]
+    fence: Fence | None = None
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncSession]:
@@ -52,6 +70,18 @@ class Database:
         with storage_errors():
             async with self.sessions.begin() as session:
                 yield session
+
+    @asynccontextmanager
+    async def writing(self) -> AsyncIterator[AsyncSession]:
+        """As `transaction`, of a service that may have replicas: only the one that holds the lease may write.
+
+        Raises:
+            StorageError: the database failed or refused; `LeaseLost` when another replica writes now.
+        """
+        async with self.transaction() as session:
+            if self.fence is not None:
+                await self.fence.check(session)
+            yield session
 
     async def close(self) -> None:
         """Close all connections."""

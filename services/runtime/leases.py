@@ -8,7 +8,7 @@ Source: Gray and Cheriton 1989, Leases; the fencing token as in Burrows 2006, Th
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 from sqlalchemy import BigInteger, Column, ColumnElement, Double, MetaData, String, Table, func, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
@@ -49,17 +49,6 @@ class Holder:
 
     service_id: str
     address: str
-
-
-class Fence(Protocol):
-    """What stands in front of every write of a database that several replicas share."""
-
-    async def check(self, session: AsyncSession) -> None:
-        """Check, inside the transaction that is about to write, that we may.
-
-        Raises:
-            LeaseLost: we may not.
-        """
 
 
 def lease_table(metadata: MetaData) -> Table:

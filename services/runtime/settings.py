@@ -3,11 +3,11 @@
 import difflib
 import os
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from fl_core.errors import ConfigError
 from fl_core.transport.tls import Credentials
@@ -117,6 +117,28 @@ class ServiceSettings(BaseSettings):
                 fix=f"correct service_id or issue a certificate for {self.service_id!r}",
             )
         return credentials
+
+
+def read_addresses(value: object) -> object:
+    """One address, several in a list, or several in one text, separated by commas as an environment variable has it."""
+    return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
+
+
+def check_addresses(addresses: tuple[str, ...]) -> tuple[str, ...]:
+    """Check that there is an address, that each can be read, and that none stands twice.
+
+    Raises:
+        ConfigError: there is none, one cannot be read, or one stands twice.
+    """
+    if not addresses or len(set(addresses)) != len(addresses):
+        raise ConfigError("the replicas of a service are wrong", expected="different addresses", got=addresses)
+    for address in addresses:
+        split_address(address)
+    return addresses
+
+
+Addresses = Annotated[tuple[str, ...], NoDecode, BeforeValidator(read_addresses), AfterValidator(check_addresses)]
+"""The addresses of a service and its replicas: `host:port`, or several of them."""
 
 
 def split_address(address: str) -> tuple[str, int]:

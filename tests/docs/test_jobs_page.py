@@ -59,6 +59,9 @@ def samples_of(range_text: str, default: object) -> tuple[list[object], list[obj
     if match := re.fullmatch(r"(\S+) to (\S+)", range_text):
         low, high = number(match[1]), number(match[2])
         return [low, high], [just_outside(low, -1), just_outside(high, 1)]
+    if match := re.fullmatch(r"above (\S+) to (\S+)", range_text):
+        low, high = number(match[1]), number(match[2])
+        return [1e-12, high], [float(low), high + 1e-9]
     if match := re.fullmatch(r"above (\S+)", range_text):
         return [1e-12, 1e12], [float(number(match[1])), float("inf")]
     if range_text == "false, true":
@@ -72,6 +75,7 @@ def test_every_key_of_a_job_stands_in_the_table_and_no_other() -> None:
     assert [row[0] for row in PHASES.rows] == [f"phases.{name}" for name in PhaseSchedule.__dataclass_fields__]
     in_code = {key for key in flat(DEFAULTS.to_mapping()) if not key.startswith("phases.")}
     in_code |= {f"codec.{name}" for name in CodecChoice.__dataclass_fields__} | {"threshold", "min_survivors"}
+    in_code |= {"cohort.split"}
     assert {row[0] for row in KEYS.rows} == in_code
 
 

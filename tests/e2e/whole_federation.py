@@ -331,7 +331,7 @@ class WholeFederation:
             for job_id, version, *facts, blob in versions:
                 kept["model", job_id, version] = (*facts, blob, self._blob(blob))
             rounds = database.execute(
-                "SELECT job_id, round_id, attempt, session_id, model_version, total_weight, aggregate_sha256"
+                "SELECT job_id, round_id, attempt, model_version, total_weight, aggregate_sha256"
                 " FROM attempts WHERE state = 'committed'"
             )
             for job_id, round_id, *facts in rounds:

@@ -14,7 +14,8 @@ from fl_core.crypto.mask_prg import RingVector
 from fl_core.errors import BadAggregate, LocalProtocolError
 from fl_core.rounds.optimizer import OptimizerName, OptimizerSpec, OptimizerState, change
 from services.coordinator import applying
-from services.coordinator.applying import LevelReader, ModelMove
+from services.coordinator.applying import ModelMove
+from services.coordinator.totals import LevelReader
 
 MANIFEST = TensorManifest(
     (

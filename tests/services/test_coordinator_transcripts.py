@@ -90,7 +90,7 @@ async def test_a_part_that_is_not_of_the_service_of_the_plan_ends_the_attempt(ki
 async def test_transcripts_are_for_operators_and_only_of_attempts_that_were_made(kit: Kit) -> None:
     kit.connect(*SITES)
     _, status = await kit.run_job()
-    with pytest.raises(NotFound, match="no transcript of this attempt"):
+    with pytest.raises(NotFound, match="no transcript of this session"):
         await fetch(kit.operator, status.job_id, 2)
     with pytest.raises(NotFound):
         await fetch(kit.operator, "no-job")

@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+import re
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from hashlib import sha256
@@ -17,7 +18,16 @@ from fl_core.rounds.plan import ClientId, JobId, RosterEntry
 from fl_core.rounds.report import SiteEvaluation
 from services.coordinator.database import upgrade_database
 from services.coordinator.job_store import JobStore
-from services.coordinator.records import AttemptKey, JobRecord, JobStatus, ModelRecord, Opening, SiteBytes
+from services.coordinator.records import (
+    AttemptKey,
+    JobRecord,
+    JobStatus,
+    ModelRecord,
+    Opening,
+    SessionFacts,
+    SiteBytes,
+    Step,
+)
 from services.coordinator.round_store import RoundStore
 from services.coordinator.tables import Base
 from services.keyserver.journal import UnmaskJournal
@@ -40,7 +50,9 @@ async def database(database_url: str) -> AsyncIterator[Database]:
 @pytest.mark.parametrize("store", [JobStore, RoundStore, UnmaskJournal])
 def test_a_caller_that_goes_away_cuts_no_transaction_of_a_store_in_two(store: type) -> None:
     methods = [method for _, method in inspect.getmembers(store, inspect.isfunction)]
-    transactions = [method for method in methods if ".transaction()" in inspect.getsource(method)]
+    transactions = [
+        method for method in methods if re.search(r"\.(transaction|writing)\(\)", inspect.getsource(method))
+    ]
     assert transactions
     assert all(hasattr(method, "__wrapped__") for method in transactions)
 
@@ -72,11 +84,23 @@ def opening(tag: bytes = b"s") -> Opening:
 
 async def reach_applying(rounds: RoundStore, tag: bytes = b"s") -> AttemptKey:
     key = await rounds.open(JOB, 10.0)
-    await rounds.bind(key, opening(tag), EXCHANGING, 11.0)
-    await rounds.advance(key, EXCHANGING, UPLOADING, 13.0)
-    await rounds.advance(key, UPLOADING, UNMASKING, 16.0, survivors=(0, 2))
-    await rounds.advance(key, UNMASKING, APPLYING, 20.0)
+    await rounds.bind(key, [opening(tag)], EXCHANGING, 11.0)
+    await step(rounds, key, EXCHANGING, UPLOADING, 13.0)
+    await step(rounds, key, UPLOADING, UNMASKING, 16.0, SessionFacts((0, 2)))
+    await step(rounds, key, UNMASKING, APPLYING, 20.0, SessionFacts((0, 2), 30, b"d" * 32))
     return key
+
+
+async def step(
+    rounds: RoundStore,
+    key: AttemptKey,
+    before: RoundState,
+    after: RoundState,
+    now: float,
+    facts: SessionFacts | None = None,
+) -> None:
+    """The only session of an attempt takes a step, and the attempt with it."""
+    await rounds.advance(key, 1, Step(before, after), Step(before, after), now, facts)
 
 
 async def commit_round(rounds: RoundStore, version: int) -> AttemptKey:
@@ -96,7 +120,7 @@ async def test_the_migrations_make_exactly_the_tables_of_the_models(database: Da
 
 async def test_an_upgrade_of_an_up_to_date_database_changes_nothing(database_url: str, rounds: RoundStore) -> None:
     await rounds.open(JOB, 1.0)
-    assert await upgrade_database(database_url) == "coordinator_0001"
+    assert await upgrade_database(database_url) == "coordinator_sessions"
     assert await rounds.current(JOB, 2.0) is not None
 
 
@@ -161,7 +185,7 @@ async def test_a_step_from_another_state_is_refused_and_changes_nothing(rounds: 
     key = await rounds.open(JOB, 1.0)
     before = await rounds.current(JOB, 5.0)
     with pytest.raises(LocalProtocolError):
-        await rounds.advance(key, UPLOADING, UNMASKING, 2.0)
+        await step(rounds, key, UPLOADING, UNMASKING, 2.0)
     with pytest.raises(LocalProtocolError):
         await rounds.commit(key, model(2), 1, b"d" * 32, 2.0)
     assert await rounds.current(JOB, 5.0) == before
@@ -260,7 +284,7 @@ async def test_a_restart_abandons_what_was_open_and_keeps_what_was_committed(
     committed = await reach_applying(rounds)
     await rounds.commit(committed, model(2), 30, b"d" * 32, 25.0)
     interrupted = await rounds.open(JOB, 30.0)
-    await rounds.bind(interrupted, opening(b"other"), EXCHANGING, 31.0)
+    await rounds.bind(interrupted, [opening(b"other")], EXCHANGING, 31.0)
     sessions = await rounds.abandon_open(AbandonReason.SERVICE_RESTARTED, 40.0)
     assert sessions == [opening(b"other").session_id]
     first, second = await rounds.reports(JOB)
@@ -272,11 +296,11 @@ async def test_a_restart_abandons_what_was_open_and_keeps_what_was_committed(
 
 async def test_a_session_belongs_to_one_attempt(rounds: RoundStore) -> None:
     first = await rounds.open(JOB, 1.0)
-    await rounds.bind(first, opening(), EXCHANGING, 2.0)
+    await rounds.bind(first, [opening()], EXCHANGING, 2.0)
     await rounds.abandon(first, AbandonReason.DEADLINE, 3.0)
     second = await rounds.open(JOB, 4.0)
     with pytest.raises(StorageError):
-        await rounds.bind(second, opening(), EXCHANGING, 5.0)
+        await rounds.bind(second, [opening()], EXCHANGING, 5.0)
     report = await rounds.current(JOB, 6.0)
     assert report is not None
 

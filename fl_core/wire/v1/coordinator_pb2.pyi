@@ -562,18 +562,22 @@ class GetTranscriptRequest(google.protobuf.message.Message):
     JOB_ID_FIELD_NUMBER: builtins.int
     ROUND_ID_FIELD_NUMBER: builtins.int
     ATTEMPT_FIELD_NUMBER: builtins.int
+    SESSION_NUMBER_FIELD_NUMBER: builtins.int
     job_id: builtins.str
     round_id: builtins.int
     attempt: builtins.int
     """0 is the last one."""
+    session_number: builtins.int
+    """Counts from 1; 0 is the first one."""
     def __init__(
         self,
         *,
         job_id: builtins.str = ...,
         round_id: builtins.int = ...,
         attempt: builtins.int = ...,
+        session_number: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "job_id", b"job_id", "round_id", b"round_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "job_id", b"job_id", "round_id", b"round_id", "session_number", b"session_number"]) -> None: ...
 
 global___GetTranscriptRequest = GetTranscriptRequest
 

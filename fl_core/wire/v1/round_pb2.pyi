@@ -89,6 +89,8 @@ class _DropoutReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._
     """Blamed by the key server: it revealed a share that is not what its dealer committed to."""
     DROPOUT_REASON_FALSE_DEALING: _DropoutReason.ValueType  # 16
     """Blamed by the key server: its shares do not rebuild what it advertised, or were unusable for too many."""
+    DROPOUT_REASON_SESSION_ABANDONED: _DropoutReason.ValueType  # 17
+    """Its session was given up, while other sessions of the attempt went on."""
 
 class DropoutReason(_DropoutReason, metaclass=_DropoutReasonEnumTypeWrapper):
     """Why a site that was invited is not among the survivors, or did not finish."""
@@ -112,6 +114,8 @@ DROPOUT_REASON_FALSE_REVEAL: DropoutReason.ValueType  # 15
 """Blamed by the key server: it revealed a share that is not what its dealer committed to."""
 DROPOUT_REASON_FALSE_DEALING: DropoutReason.ValueType  # 16
 """Blamed by the key server: its shares do not rebuild what it advertised, or were unusable for too many."""
+DROPOUT_REASON_SESSION_ABANDONED: DropoutReason.ValueType  # 17
+"""Its session was given up, while other sessions of the attempt went on."""
 global___DropoutReason = DropoutReason
 
 class _AbandonReason:
@@ -672,6 +676,7 @@ class RoundReport(google.protobuf.message.Message):
     BYTES_DOWN_FIELD_NUMBER: builtins.int
     DETAIL_FIELD_NUMBER: builtins.int
     EVALUATIONS_FIELD_NUMBER: builtins.int
+    SESSIONS_FIELD_NUMBER: builtins.int
     job_id: builtins.str
     round_id: builtins.int
     attempt: builtins.int
@@ -698,6 +703,8 @@ class RoundReport(google.protobuf.message.Message):
     def bytes_down(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.int]: ...
     @property
     def evaluations(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___SiteEvaluation]: ...
+    @property
+    def sessions(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___SessionReport]: ...
     def __init__(
         self,
         *,
@@ -719,10 +726,61 @@ class RoundReport(google.protobuf.message.Message):
         bytes_down: collections.abc.Mapping[builtins.str, builtins.int] | None = ...,
         detail: builtins.str = ...,
         evaluations: collections.abc.Iterable[global___SiteEvaluation] | None = ...,
+        sessions: collections.abc.Iterable[global___SessionReport] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["abandon_reason", b"abandon_reason", "aggregate_sha256", b"aggregate_sha256", "attempt", b"attempt", "bytes_down", b"bytes_down", "bytes_up", b"bytes_up", "detail", b"detail", "dropouts", b"dropouts", "evaluations", b"evaluations", "invited", b"invited", "job_id", b"job_id", "metrics", b"metrics", "model_version", b"model_version", "phase_seconds", b"phase_seconds", "round_id", b"round_id", "round_seconds", b"round_seconds", "state", b"state", "survivors", b"survivors", "total_weight", b"total_weight"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["abandon_reason", b"abandon_reason", "aggregate_sha256", b"aggregate_sha256", "attempt", b"attempt", "bytes_down", b"bytes_down", "bytes_up", b"bytes_up", "detail", b"detail", "dropouts", b"dropouts", "evaluations", b"evaluations", "invited", b"invited", "job_id", b"job_id", "metrics", b"metrics", "model_version", b"model_version", "phase_seconds", b"phase_seconds", "round_id", b"round_id", "round_seconds", b"round_seconds", "sessions", b"sessions", "state", b"state", "survivors", b"survivors", "total_weight", b"total_weight"]) -> None: ...
 
 global___RoundReport = RoundReport
+
+@typing.final
+class SessionReport(google.protobuf.message.Message):
+    """One session of an attempt."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: builtins.int
+    SESSION_ID_FIELD_NUMBER: builtins.int
+    AGGREGATOR_FIELD_NUMBER: builtins.int
+    KEYSERVER_FIELD_NUMBER: builtins.int
+    STATE_FIELD_NUMBER: builtins.int
+    ABANDON_REASON_FIELD_NUMBER: builtins.int
+    DETAIL_FIELD_NUMBER: builtins.int
+    INVITED_FIELD_NUMBER: builtins.int
+    SURVIVORS_FIELD_NUMBER: builtins.int
+    TOTAL_WEIGHT_FIELD_NUMBER: builtins.int
+    AGGREGATE_SHA256_FIELD_NUMBER: builtins.int
+    number: builtins.int
+    """Counts from 1 within the attempt."""
+    session_id: builtins.bytes
+    aggregator: builtins.str
+    """Ids of the services."""
+    keyserver: builtins.str
+    state: global___RoundState.ValueType
+    abandon_reason: global___AbandonReason.ValueType
+    detail: builtins.str
+    invited: builtins.int
+    survivors: builtins.int
+    total_weight: builtins.int
+    aggregate_sha256: builtins.bytes
+    """Of the packed sum of this session; empty before there is one."""
+    def __init__(
+        self,
+        *,
+        number: builtins.int = ...,
+        session_id: builtins.bytes = ...,
+        aggregator: builtins.str = ...,
+        keyserver: builtins.str = ...,
+        state: global___RoundState.ValueType = ...,
+        abandon_reason: global___AbandonReason.ValueType = ...,
+        detail: builtins.str = ...,
+        invited: builtins.int = ...,
+        survivors: builtins.int = ...,
+        total_weight: builtins.int = ...,
+        aggregate_sha256: builtins.bytes = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["abandon_reason", b"abandon_reason", "aggregate_sha256", b"aggregate_sha256", "aggregator", b"aggregator", "detail", b"detail", "invited", b"invited", "keyserver", b"keyserver", "number", b"number", "session_id", b"session_id", "state", b"state", "survivors", b"survivors", "total_weight", b"total_weight"]) -> None: ...
+
+global___SessionReport = SessionReport
 
 @typing.final
 class SiteEvaluation(google.protobuf.message.Message):
