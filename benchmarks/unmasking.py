@@ -159,7 +159,7 @@ class PreparedSession:
         for index in self.survivors:
             watch("revealing", revealing.receive, self._revealed(index))
         seeds = watch("rebuilding", revealing.close)
-        terms = watch("agreeing", lambda: [term for owner in seeds.owners for term in seeds.terms_of(owner)])
+        terms = watch("agreeing", seeds.terms_of, seeds.owners)
         mask = np.empty(self.context.length, lane_dtype(self.context.ring_bits))
         for job in watch("expanding", seeds.mask_jobs, 1, terms):
             watch("expanding", job.expand, mask)

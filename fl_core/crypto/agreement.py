@@ -116,10 +116,23 @@ def agree_many(our_secret_key: bytes, their_public_keys: Sequence[bytes]) -> lis
         BadKey: as `agree`, for the first key that fails.
     """
     _check_length(our_secret_key, "secret key")
-    for public_key in their_public_keys:
+    return agree_each([our_secret_key] * len(their_public_keys), their_public_keys)
+
+
+def agree_each(secret_keys: Sequence[bytes], public_keys: Sequence[bytes]) -> list[bytes]:
+    """The shared secrets of pairs of a secret key and a public key; the same as `agree` of each pair.
+
+    Returns:
+        32 bytes for each pair, in their order.
+
+    Raises:
+        BadKey: as `agree`, for the first pair that fails.
+    """
+    for secret_key, public_key in zip(secret_keys, public_keys, strict=True):
+        _check_length(secret_key, "secret key")
         _check_length(public_key, "public key")
-    secrets = engine_for(len(their_public_keys)).multiply(our_secret_key, their_public_keys)
-    for public_key, shared in zip(their_public_keys, secrets, strict=True):
+    secrets = engine_for(len(public_keys)).multiply(secret_keys, public_keys)
+    for public_key, shared in zip(public_keys, secrets, strict=True):
         if not any(shared):
             raise _low_order(public_key)
     return secrets

@@ -28,14 +28,14 @@ _FLAGS = ("avx512f", "avx512ifma")
 
 
 class AgreementEngine(Protocol):
-    """Multiplies many points by one scalar."""
+    """Multiplies many points, each by a scalar of its own."""
 
     @property
     def name(self) -> str:
         """ifma or libsodium."""
 
-    def multiply(self, scalar: bytes, points: Sequence[bytes]) -> list[bytes]:
-        """X25519 of a scalar of 32 bytes and each of the points, 32 bytes each; all zero for a point of low order."""
+    def multiply(self, scalars: Sequence[bytes], points: Sequence[bytes]) -> list[bytes]:
+        """X25519 of pairs of a scalar and a point, 32 bytes each; all zero for a point of low order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +44,8 @@ class SodiumEngine:
 
     name: str = "libsodium"
 
-    def multiply(self, scalar: bytes, points: Sequence[bytes]) -> list[bytes]:
-        return [_multiply_one(scalar, point) for point in points]
+    def multiply(self, scalars: Sequence[bytes], points: Sequence[bytes]) -> list[bytes]:
+        return [_multiply_one(scalar, point) for scalar, point in zip(scalars, points, strict=True)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,15 +55,15 @@ class KernelEngine:
     name: str
     kernel: Callable[[Any, Any, Any], None]
 
-    def multiply(self, scalar: bytes, points: Sequence[bytes]) -> list[bytes]:
+    def multiply(self, scalars: Sequence[bytes], points: Sequence[bytes]) -> list[bytes]:
         if not points:
             return []
         rows = -(-len(points) // _LANES) * _LANES
         # The last group of eight is filled up with points that nobody asked for.
         coordinates = np.frombuffer(b"".join(points).ljust(rows * POINT_BYTES, b"\x09"), np.uint64).reshape(rows, 4)
-        scalars = np.frombuffer(scalar * rows, np.uint8).reshape(rows, POINT_BYTES)
+        factors = np.frombuffer(b"".join(scalars).ljust(rows * POINT_BYTES, b"\x09"), np.uint8)
         products = np.empty((rows, 4), np.uint64)
-        self.kernel(scalars, coordinates, products)
+        self.kernel(factors.reshape(rows, POINT_BYTES), coordinates, products)
         joined = products.tobytes()
         return [joined[at : at + POINT_BYTES] for at in range(0, len(points) * POINT_BYTES, POINT_BYTES)]
 
@@ -120,10 +120,10 @@ def _multiply_one(scalar: bytes, point: bytes) -> bytes:
 
 
 def _check_against_libsodium(engine: AgreementEngine) -> None:
-    scalar = bytes(range(POINT_BYTES))
     # A group of eight and a part of one; the first point has a low order, the last is not below the prime.
     points = [bytes(POINT_BYTES), *(bytes([number]) * POINT_BYTES for number in range(1, 11)), b"\xff" * POINT_BYTES]
-    if engine.multiply(scalar, points) != SodiumEngine().multiply(scalar, points):
+    scalars = [bytes(range(number, number + POINT_BYTES)) for number in range(len(points))]
+    if engine.multiply(scalars, points) != SodiumEngine().multiply(scalars, points):
         raise CryptoError(
             "the agreement engine does not give the results of libsodium",
             expected="equal shared secrets",

@@ -75,38 +75,43 @@ def evaluate(coefficients: Words, points: Words, out: Words) -> None:
             out[place, column] = _reduce(out[place, column])
 
 
-@njit("void(uint64[::1], uint64[::1], uint64[::1])", nogil=True, cache=True)
+@njit("void(uint64[:, ::1], uint64[:, ::1], uint64[:, ::1])", nogil=True, cache=True)
 def lagrange_fractions(points: Words, numerators: Words, denominators: Words) -> None:
-    """Numerator and denominator of each Lagrange coefficient at zero.
+    """Numerator and denominator of each Lagrange coefficient at zero, for several sets of points.
 
     Args:
-        points: (m,) distinct, not zero, below the prime.
-        numerators: (m,) written: the product of all other points.
-        denominators: (m,) written: the product of all other points less this one.
+        points: (g, m), in each row distinct, not zero, below the prime.
+        numerators: (g, m) written: the product of all other points of the row.
+        denominators: (g, m) written: the product of all other points of the row less this one.
     """
-    for place in range(points.size):
-        numerator, denominator = _ONE, _ONE
-        for other in range(points.size):
-            if other != place:
-                numerator = _multiply(numerator, points[other])
-                denominator = _multiply(denominator, _reduce(points[other] + _PRIME - points[place]))
-        numerators[place] = _reduce(numerator)
-        denominators[place] = _reduce(denominator)
+    rows, count = points.shape
+    for row in range(rows):
+        for place in range(count):
+            numerator, denominator = _ONE, _ONE
+            for other in range(count):
+                if other != place:
+                    numerator = _multiply(numerator, points[row, other])
+                    denominator = _multiply(denominator, _reduce(points[row, other] + _PRIME - points[row, place]))
+            numerators[row, place] = _reduce(numerator)
+            denominators[row, place] = _reduce(denominator)
 
 
-@njit("void(uint64[::1], uint64[:, ::1], uint64[::1])", nogil=True, cache=True)
-def weighted_sum(weights: Words, rows: Words, out: Words) -> None:
-    """Add up rows, each times its weight.
+@njit("void(uint64[:, ::1], uint64[:, :, ::1], uint64[:, ::1])", nogil=True, cache=True)
+def weighted_sums(weights: Words, rows: Words, out: Words) -> None:
+    """In each group, add up rows, each times its weight.
 
     Args:
-        weights: (m,) below the prime.
-        rows: (m, k) below the prime.
-        out: (k,) written, below the prime.
+        weights: (g, m) below the prime.
+        rows: (g, m, k) below the prime.
+        out: (g, k) written, below the prime.
     """
-    out[:] = _ZERO
-    for row in range(weights.size):
-        for column in range(out.size):
-            value = out[column] + _multiply(weights[row], rows[row, column])
-            out[column] = (value & _PRIME) + (value >> _BITS)
-    for column in range(out.size):
-        out[column] = _reduce(out[column])
+    groups, columns = out.shape
+    for group in range(groups):
+        for column in range(columns):
+            out[group, column] = _ZERO
+        for row in range(weights.shape[1]):
+            for column in range(columns):
+                value = out[group, column] + _multiply(weights[group, row], rows[group, row, column])
+                out[group, column] = (value & _PRIME) + (value >> _BITS)
+        for column in range(columns):
+            out[group, column] = _reduce(out[group, column])

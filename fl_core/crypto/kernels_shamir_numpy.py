@@ -30,21 +30,20 @@ def evaluate(coefficients: Words, points: Words, out: Words) -> None:
 def lagrange_fractions(points: Words, numerators: Words, denominators: Words) -> None:
     """Numerator and denominator of each Lagrange coefficient at zero; as `kernels_shamir.lagrange_fractions`."""
     numerators[:] = denominators[:] = 1
-    places = np.arange(points.size)
-    for shift in range(1, points.size):
-        others = points[(places + shift) % points.size]
+    for shift in range(1, points.shape[1]):
+        others = np.roll(points, -shift, axis=1)
         numerators[:] = _multiply(numerators, others)
         denominators[:] = _multiply(denominators, _reduce(others + _PRIME - points))
 
 
-def weighted_sum(weights: Words, rows: Words, out: Words) -> None:
-    """Add up rows, each times its weight; as `kernels_shamir.weighted_sum`."""
+def weighted_sums(weights: Words, rows: Words, out: Words) -> None:
+    """In each group, add up rows, each times its weight; as `kernels_shamir.weighted_sums`."""
     out[:] = _ZERO
-    for weight, row in zip(weights, rows, strict=True):
-        out[:] = _reduce(out + _multiply(row, weight))
+    for row in range(weights.shape[1]):
+        out[:] = _reduce(out + _multiply(rows[:, row], weights[:, row, np.newaxis]))
 
 
-def _multiply(left: Words, right: Words | np.uint64) -> Words:
+def _multiply(left: Words, right: Words) -> Words:
     """A product modulo the prime, below the prime. Factors are below the prime."""
     left_high, left_low = left >> _HALF_BITS, left & _HALF
     right_high, right_low = right >> _HALF_BITS, right & _HALF

@@ -106,11 +106,29 @@ def lagrange_at_zero(indices: Sequence[int]) -> Words:
     Raises:
         CryptoError: there is no holder, an index is out of range, or stands twice.
     """
-    points = _points(indices)
+    coefficients: Words = lagrange_each([indices])[0]
+    return coefficients
+
+
+def lagrange_each(groups: Sequence[Sequence[int]]) -> Words:
+    """`lagrange_at_zero` of several sets of holders that are equally large: where each secret has holders of its own.
+
+    Args:
+        groups: g sets of m distinct indices each, at least one.
+
+    Returns:
+        (g, m) field elements.
+
+    Raises:
+        CryptoError: as `lagrange_at_zero`, or the sets are not equally large.
+    """
+    if len({len(indices) for indices in groups}) != 1:
+        raise CryptoError("sets of holders are not equally large", expected="one size", got=len(groups))
+    points = np.stack([_points(indices) for indices in groups])
     numerators, denominators = np.empty_like(points), np.empty_like(points)
-    _kernels_for(points.size**2).lagrange_fractions(points, numerators, denominators)
-    fractions = zip(numerators.tolist(), _inverses(denominators.tolist()), strict=True)
-    return np.array([numerator * inverse % PRIME for numerator, inverse in fractions], np.uint64)
+    _kernels_for(points.size * points.shape[1]).lagrange_fractions(points, numerators, denominators)
+    fractions = zip(numerators.ravel().tolist(), _inverses(denominators.ravel().tolist()), strict=True)
+    return np.array([numerator * inverse % PRIME for numerator, inverse in fractions], np.uint64).reshape(points.shape)
 
 
 def combine(coefficients: Words, shares: Words) -> list[bytes]:
@@ -132,10 +150,32 @@ def combine(coefficients: Words, shares: Words) -> list[bytes]:
         raise CryptoError(
             "shares and coefficients do not fit", expected=f"({coefficients.size}, k, {LIMBS})", got=shares.shape
         )
-    rows = np.ascontiguousarray(shares, np.uint64).reshape(coefficients.size, -1)
-    limbs = np.empty(rows.shape[1], np.uint64)
-    _kernels_for(rows.size).weighted_sum(coefficients, rows, limbs)
-    return _secrets_of(limbs.reshape(-1, LIMBS))
+    rows = shares.reshape(1, coefficients.size, -1)
+    return _secrets_of(_sums(coefficients[np.newaxis], rows).reshape(-1, LIMBS))
+
+
+def combine_each(coefficients: Words, shares: Words) -> list[bytes]:
+    """Rebuild secrets of which each has holders of its own.
+
+    Args:
+        coefficients: (g, m) of `lagrange_each`.
+        shares: (g, m, 5), shares[i, j] is that of holder j of secret i.
+
+    Returns:
+        g secrets of 32 bytes.
+
+    Raises:
+        CryptoError, BadShares: as `combine`.
+    """
+    if coefficients.ndim != 2 or shares.shape != (*coefficients.shape, LIMBS):
+        raise CryptoError("shares and coefficients do not fit", expected=(*coefficients.shape, LIMBS), got=shares.shape)
+    return _secrets_of(_sums(coefficients, shares))
+
+
+def _sums(coefficients: Words, rows: Words) -> Words:
+    sums = np.empty((rows.shape[0], rows.shape[2]), np.uint64)
+    _kernels_for(rows.size).weighted_sums(coefficients, np.ascontiguousarray(rows, np.uint64), sums)
+    return sums
 
 
 def _points(indices: Sequence[int]) -> Words:

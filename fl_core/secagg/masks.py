@@ -11,7 +11,7 @@ from itertools import pairwise
 import numpy as np
 
 from fl_core.crypto import labels
-from fl_core.crypto.agreement import agree_many, derive_key
+from fl_core.crypto.agreement import agree_each, derive_key
 from fl_core.crypto.mask_prg import MASK_KEY_BYTES, combine_masks, lane_dtype, reduce_ring
 from fl_core.errors import LocalProtocolError
 from fl_core.secagg.context import SessionContext
@@ -67,9 +67,16 @@ def pair_term(directory: Directory, index: int, peer: int, secret_key: bytes) ->
 
 def pair_terms(directory: Directory, index: int, peers: Sequence[int], secret_key: bytes) -> list[MaskTerm]:
     """`pair_term` for many peers of one site, in their order; the agreements are made together."""
+    return terms_of_pairs(directory, [(index, peer, secret_key) for peer in peers])
+
+
+def terms_of_pairs(directory: Directory, pairs: Sequence[tuple[int, int, bytes]]) -> list[MaskTerm]:
+    """`pair_term` for many pairs of a site and a peer, each with the mask secret key of the site, in their order."""
     advertisements = directory.advertisements
-    secrets = agree_many(secret_key, [advertisements[peer].mask_public_key for peer in peers])
-    return [_pair_term(directory, index, peer, shared) for peer, shared in zip(peers, secrets, strict=True)]
+    secrets = agree_each(
+        [secret_key for _, _, secret_key in pairs], [advertisements[peer].mask_public_key for _, peer, _ in pairs]
+    )
+    return [_pair_term(directory, index, peer, shared) for (index, peer, _), shared in zip(pairs, secrets, strict=True)]
 
 
 def apply_terms(terms: Iterable[MaskTerm], vector: RingVector, start: int = 0) -> None:

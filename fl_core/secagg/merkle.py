@@ -15,6 +15,9 @@ from fl_core.errors import LocalProtocolError, RemoteProtocolError
 
 HASH_BYTES = 32
 
+Span = tuple[int, int]
+"""From the first place to behind the last."""
+
 
 def hash_leaf(content: bytes) -> bytes:
     """The hash of a leaf, 32 bytes; it is never that of a node."""
@@ -51,7 +54,9 @@ class MerkleTree:
         Args:
             places: ascending, 0 to n - 1, at least one.
         """
-        return tuple(self._unknown(places, 0, self._size))
+        proof: list[bytes] = []
+        self._collect(places, (0, len(places)), (0, self._size), proof)
+        return tuple(proof)
 
     def _grow(self, leaves: Sequence[bytes], low: int, high: int) -> bytes:
         if high - low == 1:
@@ -62,13 +67,16 @@ class MerkleTree:
         self._nodes[low, high] = node
         return node
 
-    def _unknown(self, places: Sequence[int], low: int, high: int) -> Iterator[bytes]:
-        if not _any_between(places, low, high):
-            yield self._nodes[low, high]
-        elif high - low > 1:
+    def _collect(self, places: Sequence[int], known: Span, span: Span, proof: list[bytes]) -> None:
+        """Append what is unknown in one subtree; `known` is the part of `places` that lies in it."""
+        (first, last), (low, high) = known, span
+        if first == last:
+            proof.append(self._nodes[span])
+        elif last - first < high - low:
             middle = _middle(low, high)
-            yield from self._unknown(places, low, middle)
-            yield from self._unknown(places, middle, high)
+            cut = bisect_left(places, middle, first, last)
+            self._collect(places, (first, cut), (low, middle), proof)
+            self._collect(places, (cut, last), (middle, high), proof)
 
 
 def root_of(size: int, known: Mapping[int, bytes], proof: Sequence[bytes]) -> bytes:
@@ -86,7 +94,7 @@ def root_of(size: int, known: Mapping[int, bytes], proof: Sequence[bytes]) -> by
         raise RemoteProtocolError("a hash of a proof has the wrong length", expected=f"{HASH_BYTES} bytes")
     places, hashes = sorted(known), iter(proof)
     try:
-        root = _root(places, known, hashes, 0, size)
+        root = _root(places, (0, len(places)), (0, size), known, hashes)
     except StopIteration:
         raise RemoteProtocolError("a proof is too short", got=f"{len(proof)} hashes") from None
     if next(hashes, None) is not None:
@@ -94,19 +102,16 @@ def root_of(size: int, known: Mapping[int, bytes], proof: Sequence[bytes]) -> by
     return root
 
 
-def _root(places: Sequence[int], known: Mapping[int, bytes], hashes: Iterator[bytes], low: int, high: int) -> bytes:
-    if not _any_between(places, low, high):
+def _root(places: Sequence[int], part: Span, span: Span, known: Mapping[int, bytes], hashes: Iterator[bytes]) -> bytes:
+    (first, last), (low, high) = part, span
+    if first == last:
         return next(hashes)
     if high - low == 1:
         return known[low]
     middle = _middle(low, high)
-    left = _root(places, known, hashes, low, middle)
-    return _join(left, _root(places, known, hashes, middle, high))
-
-
-def _any_between(places: Sequence[int], low: int, high: int) -> bool:
-    at = bisect_left(places, low)
-    return at < len(places) and places[at] < high
+    cut = bisect_left(places, middle, first, last)
+    left = _root(places, (first, cut), (low, middle), known, hashes)
+    return _join(left, _root(places, (cut, last), (middle, high), known, hashes))
 
 
 def _middle(low: int, high: int) -> int:

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fl_core.crypto.agreement import public_key_of
-from fl_core.crypto.shamir import combine, lagrange_at_zero
+from fl_core.crypto.shamir import combine, combine_each, lagrange_at_zero, lagrange_each
 from fl_core.errors import BadShares
 from fl_core.secagg.blame import FalseDealing
 from fl_core.secagg.directory import Directory, check_enough, seed_commitment
@@ -59,10 +59,27 @@ def _combine_all(
         holders = [holder for holder in here if holder not in suspects] + [one for one in here if one in suspects]
         check_enough(len(holders), threshold, f"sites revealed right shares of site {owner}")
         groups.setdefault(tuple(holders[:threshold]), []).append(owner)
-    secrets: dict[int, bytes] = {}
+    # With a sparse graph nearly every owner has holders of its own: those are done in one go.
+    alone = {group[0]: holders for holders, group in groups.items() if len(group) == 1}
+    secrets = _combine_alone(alone, rows)
     for shared_by, group in groups.items():
-        secrets.update(_combine_group(shared_by, group, rows))
+        if len(group) > 1:
+            secrets.update(_combine_group(shared_by, group, rows))
     return secrets
+
+
+def _combine_alone(holders_of: Mapping[int, tuple[int, ...]], rows: Mapping[int, ShareRows]) -> dict[int, bytes]:
+    """One secret of each owner, by the holders that it shares with no other owner."""
+    if not holders_of:
+        return {}
+    coefficients = lagrange_each(list(holders_of.values()))
+    shares = np.array([[rows[holder][owner] for holder in holders] for owner, holders in holders_of.items()])
+    try:
+        return dict(zip(holders_of, combine_each(coefficients, shares), strict=True))
+    except BadShares:
+        each = zip(holders_of, coefficients, shares, strict=True)
+        found = {owner: _combine_one(weights, own[:, np.newaxis]) for owner, weights, own in each}
+        return {owner: secret for owner, secret in found.items() if secret is not None}
 
 
 def _combine_group(shared_by: tuple[int, ...], group: list[int], rows: Mapping[int, ShareRows]) -> dict[int, bytes]:

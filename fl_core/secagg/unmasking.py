@@ -15,7 +15,7 @@ from fl_core.secagg.commitments import CommitmentBook, ShareKind
 from fl_core.secagg.context import RosterVerifier, SessionContext
 from fl_core.secagg.directory import Directory, check_enough, survivors_statement
 from fl_core.secagg.index_sets import check_equal, check_subset
-from fl_core.secagg.masks import MaskJob, MaskTerm, expand_terms, pair_terms, self_term, split_jobs
+from fl_core.secagg.masks import MaskJob, MaskTerm, expand_terms, self_term, split_jobs, terms_of_pairs
 from fl_core.secagg.messages import (
     ConsistencyProof,
     RevealedShare,
@@ -301,21 +301,28 @@ class RebuiltSeeds:
 
     @property
     def owners(self) -> tuple[int, ...]:
-        """Every site whose masks are part of the combined mask; `terms_of` may be asked for each in any thread."""
+        """Every site whose masks are in the combined mask; `terms_of` may be asked for any of them in any thread."""
         return (*self.facts.survivors, *self.facts.dropped)
 
-    def terms_of(self, owner: int) -> list[MaskTerm]:
-        """The masks that one site leaves in the sum: a survivor its own, a dropped site those of its surviving peers.
+    def terms_of(self, owners: Sequence[int]) -> list[MaskTerm]:
+        """The masks that sites leave in the sum: a survivor its own, a dropped site those of its surviving peers.
 
         A dropped site costs one key agreement for each surviving neighbour: this is most of the work of unmasking. A
         pair of which both dropped out masks nothing, and a pair of survivors cancels.
         """
         directory = self.facts.directory
-        if owner in self.self_seeds:
-            return [self_term(directory, owner, self.self_seeds[owner])]
-        terms = pair_terms(directory, owner, self.facts.survivors_near(owner), self.mask_keys[owner])
+        own = [self_term(directory, owner, self.self_seeds[owner]) for owner in owners if owner in self.self_seeds]
+        pairs = terms_of_pairs(
+            directory,
+            [
+                (owner, peer, self.mask_keys[owner])
+                for owner in owners
+                if owner in self.mask_keys
+                for peer in self.facts.survivors_near(owner)
+            ],
+        )
         # The term is the dropped site's; what is left in the sum is its peer's, of the other sign.
-        return [MaskTerm(term.key, not term.negative) for term in terms]
+        return [*own, *(MaskTerm(term.key, not term.negative) for term in pairs)]
 
     def mask_jobs(self, parts: int = 1, terms: Sequence[MaskTerm] | None = None) -> list[MaskJob]:
         """Cut the expansion into jobs over disjoint parts of one vector, for as many threads.
@@ -331,7 +338,7 @@ class RebuiltSeeds:
         return expand_terms(self._terms(), self.facts.directory.context)
 
     def _terms(self) -> list[MaskTerm]:
-        return [term for owner in self.owners for term in self.terms_of(owner)]
+        return self.terms_of(self.owners)
 
 
 def _owners(shares: Sequence[RevealedShare]) -> list[int]:

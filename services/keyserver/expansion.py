@@ -35,4 +35,4 @@ async def _terms(seeds: RebuiltSeeds, threads: int) -> list[MaskTerm]:
 
 def _terms_of(seeds: RebuiltSeeds, part: int, parts: int) -> list[MaskTerm]:
     # Every n-th owner, so that dropped sites, which cost most, are shared out evenly.
-    return [term for owner in seeds.owners[part::parts] for term in seeds.terms_of(owner)]
+    return seeds.terms_of(seeds.owners[part::parts])

@@ -36,21 +36,24 @@ points = st.one_of(st.binary(min_size=32, max_size=32), st.sampled_from([*EDGES,
 
 @engines
 @settings(deadline=None)
-@given(scalar=scalars, group=st.lists(points, max_size=20))
-def test_every_engine_equals_libsodium(engine: AgreementEngine, scalar: bytes, group: list[bytes]) -> None:
-    assert engine.multiply(scalar, group) == SodiumEngine().multiply(scalar, group)
+@given(pairs=st.lists(st.tuples(scalars, points), max_size=20))
+def test_every_engine_equals_libsodium(engine: AgreementEngine, pairs: list[tuple[bytes, bytes]]) -> None:
+    factors, group = [scalar for scalar, _ in pairs], [point for _, point in pairs]
+    assert engine.multiply(factors, group) == SodiumEngine().multiply(factors, group)
 
 
 @engines
 def test_every_edge_equals_libsodium(engine: AgreementEngine) -> None:
     for scalar in (bytes(32), b"\xff" * 32, os.urandom(32)):
-        assert engine.multiply(scalar, EDGES) == SodiumEngine().multiply(scalar, EDGES)
+        assert engine.multiply([scalar] * len(EDGES), EDGES) == [
+            SodiumEngine().multiply([scalar], [point])[0] for point in EDGES
+        ]
 
 
 @engines
 @pytest.mark.parametrize("vector", VECTORS["x25519"]["vectors"])
 def test_every_engine_equals_rfc_7748(engine: AgreementEngine, vector: dict[str, str]) -> None:
-    products = engine.multiply(bytes.fromhex(vector["scalar"]), [bytes.fromhex(vector["u"])] * 9)
+    products = engine.multiply([bytes.fromhex(vector["scalar"])] * 9, [bytes.fromhex(vector["u"])] * 9)
     assert [product.hex() for product in products] == [vector["output"]] * 9
 
 
@@ -59,7 +62,7 @@ def test_a_thousand_steps_equal_rfc_7748(engine: AgreementEngine) -> None:
     scalar = point = bytes([9]) + bytes(31)
     results = {}
     for iteration in range(1, 1001):
-        scalar, point = engine.multiply(scalar, [point])[0], scalar
+        scalar, point = engine.multiply([scalar], [point])[0], scalar
         results[str(iteration)] = scalar.hex()
     assert VECTORS["x25519"]["iterated"].items() <= results.items()
 
@@ -103,8 +106,8 @@ class BrokenEngine:
 
     name: str = "broken"
 
-    def multiply(self, scalar: bytes, points: list[bytes]) -> list[bytes]:
-        first, *rest = SodiumEngine().multiply(scalar, points)
+    def multiply(self, scalars: list[bytes], points: list[bytes]) -> list[bytes]:
+        first, *rest = SodiumEngine().multiply(scalars, points)
         return [bytes([first[0] ^ 1]) + first[1:], *rest]
 
 

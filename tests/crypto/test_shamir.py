@@ -20,7 +20,9 @@ from fl_core.crypto.shamir import (
     PRIME,
     SHARE_BYTES,
     combine,
+    combine_each,
     lagrange_at_zero,
+    lagrange_each,
     parse_share,
     parse_shares,
     split_secrets,
@@ -65,20 +67,48 @@ def test_evaluation_equals_pythons_integers(
 
 @pytest.mark.parametrize("kernels", KERNELS)
 @given(st.lists(st.tuples(elements, elements), min_size=1, max_size=30))
-def test_a_weighted_sum_equals_pythons_integers(kernels: ModuleType, pairs: list[tuple[int, int]]) -> None:
+def test_weighted_sums_equal_pythons_integers(kernels: ModuleType, pairs: list[tuple[int, int]]) -> None:
     weights, values = (np.array(side, np.uint64) for side in zip(*pairs, strict=True))
-    out = np.empty(1, np.uint64)
-    kernels.weighted_sum(weights, values.reshape(-1, 1), out)
-    assert out.tolist() == [sum(weight * value for weight, value in pairs) % PRIME]
+    out = np.empty((2, 1), np.uint64)
+    kernels.weighted_sums(np.stack([weights, values]), np.stack([values, values])[:, :, np.newaxis], out)
+    assert out[0].tolist() == [sum(weight * value for weight, value in pairs) % PRIME]
+    assert out[1].tolist() == [sum(value * value for _, value in pairs) % PRIME]
 
 
 @pytest.mark.parametrize("kernels", KERNELS)
 @given(st.lists(elements.filter(bool), min_size=1, max_size=20, unique=True))
 def test_lagrange_fractions_equal_pythons_integers(kernels: ModuleType, points: list[int]) -> None:
-    numerators, denominators = np.empty((2, len(points)), np.uint64)
-    kernels.lagrange_fractions(np.array(points, np.uint64), numerators, denominators)
-    fractions = zip(numerators.tolist(), denominators.tolist(), strict=True)
-    assert [above * pow(below, -1, PRIME) % PRIME for above, below in fractions] == lagrange_slowly(points)
+    numerators, denominators = np.empty((2, 2, len(points)), np.uint64)
+    kernels.lagrange_fractions(np.array([points, points[::-1]], np.uint64), numerators, denominators)
+    for row, expected in enumerate((points, points[::-1])):
+        fractions = zip(numerators[row].tolist(), denominators[row].tolist(), strict=True)
+        assert [above * pow(below, -1, PRIME) % PRIME for above, below in fractions] == lagrange_slowly(expected)
+
+
+@pytest.mark.parametrize(("groups", "threshold"), [(1, 1), (3, 4), (40, 25), (400, 60)])
+def test_secrets_with_holders_of_their_own_are_rebuilt_together(groups: int, threshold: int) -> None:
+    secrets = [os.urandom(32) for _ in range(groups)]
+    generator = np.random.default_rng(groups)
+    holders = [generator.choice(1000, threshold, replace=False).tolist() for _ in range(groups)]
+    shares = [
+        [parse_shares(held)[0] for held in split_secrets([secret], threshold, near, os.urandom)]
+        for secret, near in zip(secrets, holders, strict=True)
+    ]
+    coefficients = lagrange_each(holders)
+    assert combine_each(coefficients, np.array(shares)) == secrets
+    pairs = zip(holders, shares, strict=True)
+    alone = [combine(lagrange_at_zero(near), np.array(own)[:, np.newaxis]) for near, own in pairs]
+    assert [secret for (secret,) in alone] == secrets
+
+
+def test_sets_of_holders_must_be_equally_large_and_fit_the_shares() -> None:
+    for groups in ([], [[1, 2], [3]]):
+        with pytest.raises(CryptoError, match="equally large"):
+            lagrange_each(groups)
+    with pytest.raises(CryptoError, match="twice"):
+        lagrange_each([[1, 2], [3, 3]])
+    with pytest.raises(CryptoError, match="do not fit"):
+        combine_each(lagrange_each([[1, 2]]), np.zeros((2, 2, 5), np.uint64))
 
 
 def test_a_small_cohort_does_not_load_numba() -> None:
