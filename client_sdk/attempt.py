@@ -29,6 +29,7 @@ from fl_core.secagg.client import AwaitingSurvivors, MaskExpanded
 from fl_core.secagg.messages import RingVector
 from fl_core.transport.identity import RosterTrust
 from fl_core.transport.retry import retry
+from fl_core.transport.tracing import traced
 
 log = structlog.get_logger(__name__)
 
@@ -81,6 +82,7 @@ async def _take_secure_part(plan: RoundPlan, index: int, site: Workplace, servic
     tell(site.observer.revealed, plan)
 
 
+@traced("exchange")
 async def _exchange(plan: RoundPlan, index: int, site: Workplace, services: Services) -> MaskExpanded:
     credentials = site.connections.credentials
     verifier = RosterTrust(plan.roster, credentials.trust, datetime.now(UTC))
@@ -93,6 +95,7 @@ async def _exchange(plan: RoundPlan, index: int, site: Workplace, services: Serv
         )
 
 
+@traced("train")
 async def _train(plan: RoundPlan, site: Workplace) -> TrainedUpdate:
     wanted = ModelReference(plan.job_id, plan.model_version, plan.model_digest, plan.manifest)
     seconds = plan.schedule.uploading.max_seconds
@@ -103,6 +106,7 @@ async def _train(plan: RoundPlan, site: Workplace) -> TrainedUpdate:
     return update
 
 
+@traced("encode")
 async def _encode(plan: RoundPlan, index: int, update: TrainedUpdate, site: Workplace) -> RingVector:
     vector = await asyncio.to_thread(codec_of(plan).encode, update.update, update.num_samples, os.urandom)
     tell(site.observer.encoded, plan, index, vector)
@@ -118,6 +122,7 @@ async def _mask_and_upload(
     return following, await _upload(plan, index, masked.vector, site, services)
 
 
+@traced("upload")
 async def _upload(plan: RoundPlan, index: int, vector: RingVector, site: Workplace, services: Services) -> bytes:
     upload = await asyncio.to_thread(Upload.of, plan, index, vector)
     seconds = plan.schedule.uploading.max_seconds
@@ -132,6 +137,7 @@ async def _upload(plan: RoundPlan, index: int, vector: RingVector, site: Workpla
     return upload.digest
 
 
+@traced("reveal")
 async def _reveal(
     plan: RoundPlan,
     index: int,

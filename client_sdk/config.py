@@ -62,6 +62,8 @@ class SiteConfig:
             of the sum. Whoever reads that folder reads the updates.
         keep_training_after_s: an update that took at least this many seconds to train is kept in `state_dir` until
             its round is over, sealed with a key that only this site can derive, so that a restart does not train again.
+        tracing_endpoint: OTLP collector that gets this site's part of the traces of rounds, such as
+            `http://127.0.0.1:4317`; none when empty. Needs the extra `tracing`.
         log: what `Site.run` logs.
 
     Raises:
@@ -78,6 +80,7 @@ class SiteConfig:
     policy: SitePolicy = field(default_factory=SitePolicy)
     record_plain_updates: Path | None = None
     keep_training_after_s: float = 1.0
+    tracing_endpoint: str = ""
     log: LogConfig = field(default_factory=LogConfig)
 
     def __post_init__(self) -> None:
@@ -88,6 +91,8 @@ class SiteConfig:
                 raise ConfigError(f"{name} is no path", expected="a pathlib.Path", got=repr(value))
         if self.client_id is not None and not (isinstance(self.client_id, str) and self.client_id):
             raise ConfigError("client_id is no name", expected="text", got=repr(self.client_id))
+        if not isinstance(self.tracing_endpoint, str):
+            raise ConfigError("tracing_endpoint is no address", expected="text", got=repr(self.tracing_endpoint))
         seconds = self.keep_training_after_s
         if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds >= 0:
             raise ConfigError("keep_training_after_s is no duration", expected="seconds, 0 or more", got=repr(seconds))

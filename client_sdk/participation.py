@@ -24,6 +24,7 @@ from fl_core.transport.errors import rpc_errors
 from fl_core.transport.peer import call_unary
 from fl_core.transport.retry import Backoff
 from fl_core.transport.tls import Credentials
+from fl_core.transport.tracing import continued
 from fl_core.wire.convert import (
     abandon_reason_from_proto,
     dropout_reason_to_proto,
@@ -148,7 +149,7 @@ class Participation:
     def _dispatch(self, response: coordinator_pb2.WatchRoundsResponse, tasks: asyncio.TaskGroup) -> None:
         match response.WhichOneof("event"):
             case "invitation":
-                self._invited(response.invitation, tasks)
+                self._invited(response.invitation, response.trace_context, tasks)
             case "attempt_ended":
                 self._attempt_ended(response.attempt_ended)
             case "evaluation":
@@ -159,7 +160,7 @@ class Participation:
                 # A heartbeat, or something newer than this site.
                 pass
 
-    def _invited(self, message: round_pb2.RoundPlan, tasks: asyncio.TaskGroup) -> None:
+    def _invited(self, message: round_pb2.RoundPlan, trace_context: str, tasks: asyncio.TaskGroup) -> None:
         try:
             plan = plan_from_proto(message)
         except TacitError as error:
@@ -169,9 +170,9 @@ class Participation:
         if self._plan is not None and plan.session_id == self._plan.session_id:
             return
         previous, self._plan = self._attempt, plan
-        self._attempt = tasks.create_task(self._answer(plan, previous))
+        self._attempt = tasks.create_task(self._answer(plan, previous, trace_context))
 
-    async def _answer(self, plan: RoundPlan, previous: asyncio.Task[None] | None) -> None:
+    async def _answer(self, plan: RoundPlan, previous: asyncio.Task[None] | None, trace_context: str) -> None:
         if previous is not None and not previous.done():
             previous.cancel()
             await asyncio.wait((previous,))
@@ -184,7 +185,8 @@ class Participation:
         with structlog.contextvars.bound_contextvars(**facts):
             log.info("attempt_joined", cohort=len(plan.roster), aggregation=plan.aggregation.value)
             try:
-                await take_part(plan, self._site)
+                with continued(trace_context, "take_part", client_id=self._client_id):
+                    await take_part(plan, self._site)
             except TacitError as error:
                 await self._leave(plan, error)
             except Exception as error:

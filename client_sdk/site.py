@@ -14,6 +14,7 @@ from client_sdk.trainer import Trainer
 from fl_core.errors import ConfigError
 from fl_core.transport.identity import Role
 from fl_core.transport.tls import Credentials, check_role
+from fl_core.transport.tracing import tracing
 
 
 class Site:
@@ -65,7 +66,8 @@ class Site:
                 got=credentials.identity.id,
                 fix="correct client_id or the path of the certificate",
             )
-        with SiteJournal(config.state_dir) as journal:
+        traces = tracing(config.tracing_endpoint, credentials.identity.name)
+        with traces, SiteJournal(config.state_dir) as journal:
             self._participation = Participation(config, credentials, trainer, journal, self._observer, self._network)
             try:
                 await self._participation.run()

@@ -4,6 +4,7 @@ import grpc
 
 from fl_core.transport.identity import Role, pinned_name
 from fl_core.transport.tls import Credentials
+from fl_core.transport.tracing import client_interceptors
 
 MAX_REQUEST_BYTES = 4 << 20
 """Largest message that a service takes. Tensors come in chunks far below; sealed shares of 16,384 sites fit."""
@@ -66,4 +67,6 @@ def open_channel(address: str, credentials: Credentials, role: Role, pinned_id: 
         pinned_id: the id that the service must have; any of that role when None.
     """
     options = (*CHANNEL_OPTIONS, ("grpc.ssl_target_name_override", pinned_name(role, pinned_id)))
-    return grpc.aio.secure_channel(address, credentials.channel_credentials(), options)
+    return grpc.aio.secure_channel(
+        address, credentials.channel_credentials(), options, interceptors=client_interceptors()
+    )

@@ -14,6 +14,7 @@ from fl_core.rounds.job import JobSpec, job_from_mapping
 from fl_core.rounds.machine import AbandonReason, RoundRecord, RoundState
 from fl_core.rounds.plan import JobId
 from fl_core.transport.retry import Backoff
+from fl_core.transport.tracing import round_span
 from fl_core.wire.v1 import coordinator_pb2 as pb
 from services.coordinator.attempt import Attempt
 from services.coordinator.evaluation import EvaluationResult
@@ -177,8 +178,10 @@ class Driver:
         manifest = await self._with.models.manifest(base.blob_name)
         with structlog.contextvars.bound_contextvars(round_id=journal.key.round_id, attempt=journal.key.attempt):
             attempt = run.attempt = Attempt(spec, base, manifest, journal, self._with, run.cancelled)
+            key = journal.key
             try:
-                record = await attempt.run()
+                with round_span(key.job_id, key.round_id, key.attempt):
+                    record = await attempt.run()
             finally:
                 run.attempt = None
             count_ending(record)

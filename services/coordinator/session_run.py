@@ -18,6 +18,7 @@ from fl_core.rounds.machine import (
 from fl_core.rounds.plan import Aggregation, ClientId, RoundPlan
 from fl_core.secagg.beacon import SecretBeacon
 from fl_core.secagg.messages import Beacon
+from fl_core.transport.tracing import trace_context
 from fl_core.wire.checks import digest_from_proto, indices_from_proto
 from fl_core.wire.convert import (
     abandon_reason_from_proto,
@@ -176,7 +177,7 @@ class SessionRun:
             await self._keyserver.open(plan)
 
     def _invite(self, plan: RoundPlan) -> None:
-        event = pb.WatchRoundsResponse(invitation=plan_to_proto(plan))
+        event = pb.WatchRoundsResponse(invitation=plan_to_proto(plan), trace_context=trace_context())
         size = event.ByteSize()
         for entry in plan.roster:
             if self._with.presence.send(entry.client_id, event):

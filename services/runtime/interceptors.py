@@ -13,6 +13,7 @@ import structlog
 
 from fl_core.errors import InternalError, TacitError
 from fl_core.transport.errors import from_rpc_error, to_status
+from fl_core.transport.tracing import continued, incoming
 from services.runtime.identity import OPEN_METHODS, Context, Gatekeeper, connection_of
 from services.runtime.metrics import RPC_FINISHED, RPC_OPEN, RPC_REFUSED, RPC_SECONDS
 
@@ -83,7 +84,8 @@ class CallBoundary(grpc.aio.ServerInterceptor):
         try:
             identity = self._gatekeeper.admit(method, context)
             call.admitted(identity.name, identity.role.value)
-            yield
+            with continued(incoming(context.invocation_metadata()), method.rsplit("/", 1)[-1], caller=identity.name):
+                yield
         except asyncio.CancelledError:
             call.finish("CANCELLED")
             raise

@@ -19,6 +19,7 @@ from fl_core.errors import ConfigError, TacitError
 from fl_core.transport.channel import SERVER_OPTIONS
 from fl_core.transport.identity import Role
 from fl_core.transport.tls import Credentials, LiveCredentials, check_role
+from fl_core.transport.tracing import tracing
 from services.runtime.identity import OPEN_METHODS, Gatekeeper, RoleTable
 from services.runtime.interceptors import CallBoundary, known_error
 from services.runtime.logs import configure_logging
@@ -80,7 +81,8 @@ async def serve(
     """Serve until SIGTERM or SIGINT. Arguments and errors as `running_server`; logging is configured here."""
     configure_logging(settings.log, role=role.value, service_id=settings.service_id)
     server = running_server(settings, role=role, roles_by_method=roles_by_method, add_servicers=add_servicers)
-    with stop_signals() as stop, metrics_endpoint(settings.metrics_listen):
+    traces = tracing(settings.tracing_endpoint, f"{role.value}/{settings.service_id}")
+    with traces, stop_signals() as stop, metrics_endpoint(settings.metrics_listen):
         async with server as address, measuring():
             announce_ready(settings, role, address)
             await stop.wait()

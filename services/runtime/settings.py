@@ -43,6 +43,8 @@ class ServiceSettings(BaseSettings):
         state_dir: folder for what it keeps.
         log: level and format.
         metrics_listen: host:port of the Prometheus endpoint; none when empty.
+        tracing_endpoint: OTLP collector that gets the traces of rounds, such as `http://127.0.0.1:4317`; none when
+            empty. Needs the extra `tracing`.
         grace_seconds: how long calls in flight may finish when the service stops.
     """
 
@@ -60,6 +62,7 @@ class ServiceSettings(BaseSettings):
     state_dir: Path
     log: LogSettings = Field(default_factory=LogSettings)
     metrics_listen: str = ""
+    tracing_endpoint: str = ""
     grace_seconds: float = Field(default=2.0, ge=0)
 
     @field_validator("listen", "advertise", "metrics_listen")

@@ -162,6 +162,9 @@ class WatchRoundsResponse(google.protobuf.message.Message):
     ATTEMPT_ENDED_FIELD_NUMBER: builtins.int
     EVALUATION_FIELD_NUMBER: builtins.int
     JOB_ENDED_FIELD_NUMBER: builtins.int
+    TRACE_CONTEXT_FIELD_NUMBER: builtins.int
+    trace_context: builtins.str
+    """Beside an invitation, when the coordinator traces its rounds: W3C trace context of the attempt."""
     @property
     def heartbeat(self) -> global___Heartbeat: ...
     @property
@@ -180,9 +183,10 @@ class WatchRoundsResponse(google.protobuf.message.Message):
         attempt_ended: global___AttemptEnded | None = ...,
         evaluation: global___EvaluationTask | None = ...,
         job_ended: global___JobEnded | None = ...,
+        trace_context: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["attempt_ended", b"attempt_ended", "evaluation", b"evaluation", "event", b"event", "heartbeat", b"heartbeat", "invitation", b"invitation", "job_ended", b"job_ended"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["attempt_ended", b"attempt_ended", "evaluation", b"evaluation", "event", b"event", "heartbeat", b"heartbeat", "invitation", b"invitation", "job_ended", b"job_ended"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["attempt_ended", b"attempt_ended", "evaluation", b"evaluation", "event", b"event", "heartbeat", b"heartbeat", "invitation", b"invitation", "job_ended", b"job_ended", "trace_context", b"trace_context"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["event", b"event"]) -> typing.Literal["heartbeat", "invitation", "attempt_ended", "evaluation", "job_ended"] | None: ...
 
 global___WatchRoundsResponse = WatchRoundsResponse
