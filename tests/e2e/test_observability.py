@@ -6,7 +6,9 @@ import logging
 import os
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from concurrent import futures
+from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import Any
 
 import grpc
@@ -23,13 +25,20 @@ import fl_core.secagg.client
 import fl_core.secagg.masks
 import fl_core.secagg.sealing
 from fl_core.rounds.machine import RoundState
-from fl_core.secagg import rebuilding
 from fl_core.transport import tracing
 from services.runtime.logs import configure_logging
 from services.runtime.settings import LogSettings
 
 SITES = ("alpha", "beta", "gamma", "delta")
 SHORTEST_SECRET = 16
+SOURCES = {
+    "split_secrets": "shares",
+    "agree_many": "agreements",
+    "agree_each": "agreements",
+    "derive_key": "derived keys",
+    "rebuild_secrets": "rebuilt",
+}
+"""What gives secrets, wherever a module of secure aggregation uses it, and what they are."""
 
 
 @pytest.fixture
@@ -176,11 +185,10 @@ class Secrets:
         self.found: dict[str, set[bytes]] = {}
         self._patch = patch
         self._watch(os, "urandom", "drawn", lambda drawn: [drawn])
-        self._watch(fl_core.secagg.client, "split_secrets", "shares", _leaves)
-        self._watch(fl_core.secagg.sealing, "agree_many", "agreements", list)
-        self._watch(fl_core.secagg.masks, "agree_many", "pairwise secrets", list)
-        self._watch(fl_core.secagg.masks, "_mask_key", "mask keys", lambda key: [key])
-        self._watch(rebuilding, "_combine_all", "rebuilt", lambda secrets: secrets.values())
+        for module in iter_modules(fl_core.secagg.__path__, "fl_core.secagg."):
+            for name, kind in SOURCES.items():
+                if name in vars(import_module(module.name)):
+                    self._watch(import_module(module.name), name, kind, _leaves)
 
     def _watch(self, owner: Any, name: str, kind: str, parts: Callable[[Any], Iterable[Any]]) -> None:
         original = getattr(owner, name)
@@ -240,7 +248,7 @@ async def test_the_logs_of_a_round_hold_ids_and_no_secret(
         job_id = reports[0].job_id
     text = "".join(capfd.readouterr())
     lines = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
-    for kind in ("drawn", "shares", "agreements", "pairwise secrets", "mask keys", "rebuilt"):
+    for kind in ("drawn", *SOURCES.values()):
         assert secrets.found[kind], f"nothing {kind} was seen"
     assert secrets.in_text(text) == []
     for secret in [next(iter(kept)) for kept in secrets.found.values()]:
