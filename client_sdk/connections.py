@@ -75,6 +75,11 @@ class Connections:
         return self._credentials
 
     @property
+    def has_new_certificate(self) -> bool:
+        """Whether the files hold another certificate than the one that the coordinator knows."""
+        return self._live.current is not self._credentials
+
+    @property
     def identity(self) -> Identity:
         """Who this site is."""
         return self._credentials.identity

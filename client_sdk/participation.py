@@ -110,6 +110,8 @@ class Participation:
             began = loop.time()
             try:
                 await self._watch(tasks)
+                backoff.reset()
+                continue
             except PermissionRefused:
                 raise
             except TacitError as error:
@@ -136,9 +138,17 @@ class Participation:
                 async for response in call:
                     self._greet()
                     self._dispatch(response, tasks)
+                    if self._connections.has_new_certificate and self._is_idle:
+                        log.info("certificate_changed")
+                        return
         finally:
             call.cancel()
         raise PeerLost("the coordinator ended the connection")
+
+    @property
+    def _is_idle(self) -> bool:
+        """Whether a new connection would disturb nothing: the roster of an attempt names our certificate."""
+        return self._attempt is None or self._attempt.done()
 
     def _greet(self) -> None:
         if not self._was_connected:

@@ -163,8 +163,8 @@ class WholeFederation:
         self._sites: list[asyncio.Task[None]] = []
         self._coordinator_state = Path()
 
-    async def start(self, port: int) -> None:
-        """Start the services; the coordinator listens on `port`."""
+    async def start(self, port: int, **coordinator_fields: object) -> None:
+        """Start the services; the coordinator listens on `port`, with other settings where they are given."""
         coordinator = f"127.0.0.1:{port}"
         aggregator = self.federation.settings(AggregatorSettings, Role.AGGREGATOR, "agg-1", coordinator=coordinator)
         service = AggregatorService(aggregator, LiveCredentials(aggregator.credentials()))
@@ -194,7 +194,7 @@ class WholeFederation:
             listen=coordinator,
             aggregator=self.addresses[Role.AGGREGATOR],
             keyserver=self.addresses[Role.KEYSERVER],
-            presence_grace_s=0.2,
+            **{"presence_grace_s": 0.2, **coordinator_fields},
         )
         self._coordinator_state = settings.state_dir
         self.addresses[Role.COORDINATOR] = await self.stack.enter_async_context(running_coordinator(settings))
@@ -398,11 +398,13 @@ def _tamper_with(participation: Participation, tamper: Tamper) -> None:
 
 
 @asynccontextmanager
-async def running_federation(federation: Any, folder: Path, port: int) -> AsyncIterator[WholeFederation]:
+async def running_federation(
+    federation: Any, folder: Path, port: int, **coordinator_fields: object
+) -> AsyncIterator[WholeFederation]:
     """The services, and whoever joins inside the block."""
     whole = WholeFederation(federation, folder)
     try:
-        await whole.start(port)
+        await whole.start(port, **coordinator_fields)
         yield whole
     finally:
         await whole.close()
