@@ -37,11 +37,13 @@ class ClusterOptions:
         base_port: the coordinator's port; aggregator and key server take the next two. 0 takes free ports.
         log_level: of the services.
         presence_grace_s: how long a site may be away before it counts as lost.
+        drain_seconds: how long a round that runs may finish when the cluster is stopped.
     """
 
     base_port: int = 0
     log_level: str = "info"
     presence_grace_s: float = 1.0
+    drain_seconds: float = 2.0
 
 
 @dataclass(slots=True)
@@ -174,6 +176,7 @@ class LocalCluster:
             **_credentials(files),
             "state_dir": "state",
             "log": {"level": self.options.log_level, "format": "json"},
+            "drain_seconds": self.options.drain_seconds,
         }
         write_yaml(self._folder(service) / "config.yaml", content | self._own_settings(service))
 

@@ -24,7 +24,11 @@ async def run(settings: AggregatorSettings) -> None:
     service = AggregatorService(settings, LiveCredentials(settings.credentials()))
     try:
         await serve(
-            settings, role=Role.AGGREGATOR, roles_by_method=ROLES, add_servicers=partial(add_servicers, service)
+            settings,
+            role=Role.AGGREGATOR,
+            roles_by_method=ROLES,
+            add_servicers=partial(add_servicers, service),
+            drain=service.drain,
         )
     finally:
         service.close()

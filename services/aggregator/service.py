@@ -74,6 +74,10 @@ class AggregatorService(aggregator_pb2_grpc.AggregatorServiceServicer):
             settings.coordinator, lambda: credentials.current, settings.report_timeout_seconds
         )
 
+    async def drain(self, patience_s: float) -> None:
+        """Take no session any more, and wait for those that are open."""
+        await self._sessions.drain(patience_s)
+
     def close(self) -> None:
         """Drop every session."""
         self._sessions.close()

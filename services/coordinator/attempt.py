@@ -33,7 +33,7 @@ from fl_core.wire.convert import abandon_reason_to_proto, round_state_to_proto
 from fl_core.wire.v1 import coordinator_pb2 as pb
 from services.coordinator.aggregates import Aggregate
 from services.coordinator.applying import make_next_version
-from services.coordinator.failures import AttemptFailed, failure_of, run_beside, until_cancelled
+from services.coordinator.failures import AttemptFailed, Halt, failure_of, run_beside, until_cancelled
 from services.coordinator.journal import AttemptJournal
 from services.coordinator.measures import QUARANTINES_SUSPENDED
 from services.coordinator.records import ModelRecord, SiteBytes
@@ -54,7 +54,7 @@ class Attempt:
         manifest: its form.
         journal: of this attempt, in state recruiting.
         resources: stores, sites and services.
-        cancelled: set when the operator gives the job up.
+        cancelled: set when the operator gives the job up, or the coordinator stops.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Attempt:
         manifest: TensorManifest,
         journal: AttemptJournal,
         resources: Resources,
-        cancelled: asyncio.Event,
+        cancelled: Halt,
     ) -> None:
         self._spec = spec
         self._base = base

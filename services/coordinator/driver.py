@@ -9,16 +9,16 @@ from dataclasses import dataclass
 
 import structlog
 
-from fl_core.errors import LocalProtocolError, TacitError, UnknownSession
+from fl_core.errors import LocalProtocolError, PeerLost, TacitError, UnknownSession
 from fl_core.rounds.job import JobSpec, job_from_mapping
 from fl_core.rounds.machine import AbandonReason, RoundRecord, RoundState
-from fl_core.rounds.plan import JobId
+from fl_core.rounds.plan import Aggregation, JobId
 from fl_core.transport.retry import Backoff
 from fl_core.transport.tracing import round_span
 from fl_core.wire.v1 import coordinator_pb2 as pb
 from services.coordinator.attempt import Attempt
 from services.coordinator.evaluation import EvaluationResult
-from services.coordinator.failures import AttemptFailed, run_beside, until_cancelled
+from services.coordinator.failures import AttemptFailed, Halt, run_beside, until_cancelled
 from services.coordinator.journal import AttemptJournal
 from services.coordinator.measures import count_bytes, count_ending
 from services.coordinator.peers import AggregatorPeer, KeyServerPeer
@@ -32,6 +32,8 @@ log = structlog.get_logger(__name__)
 
 CANCEL_PATIENCE_S = 10.0
 LONGEST_PAUSE_S = 5.0
+HALT_PATIENCE_S = 5.0
+"""How long an attempt may take to be abandoned, with word to the sites and the services."""
 
 
 def spec_of(job: JobRecord) -> JobSpec:
@@ -47,8 +49,13 @@ def spec_of(job: JobRecord) -> JobSpec:
 class _Run:
     """A job that is in the hands of the driver."""
 
-    cancelled: asyncio.Event
+    cancelled: Halt
     attempt: Attempt | None = None
+
+    @property
+    def is_recruiting(self) -> bool:
+        """Whether nobody has been invited yet."""
+        return self.attempt is not None and not self.attempt.sessions
 
 
 class Driver:
@@ -65,7 +72,10 @@ class Driver:
         self._evaluation_timeout_s = evaluation_timeout_s
         self._slots = asyncio.Semaphore(concurrent_jobs)
         self._runs: dict[JobId, _Run] = {}
+        # Bounded by the jobs in the database: each is here once, or twice after a restart.
         self._submitted: asyncio.Queue[JobId] = asyncio.Queue()
+        self._draining = False
+        self._ended = Notice()
         self._notices: defaultdict[str, Notice] = defaultdict(Notice)
 
     def changes(self, job_id: str) -> Notice:
@@ -107,6 +117,34 @@ class Driver:
         run.cancelled.set()
         await self._await_end(job.job_id)
 
+    async def drain(self, patience_s: float) -> None:
+        """Begin no attempt any more; those that run may end, those that only recruit are given up at once.
+
+        Jobs stay as they are: the coordinator that starts next goes on with them.
+
+        Args:
+            patience_s: seconds after which the attempts that still run are abandoned.
+        """
+        self._draining = True
+        detail = "the coordinator stops"
+        for run in self._runs.values():
+            if run.attempt is None or run.is_recruiting:
+                run.cancelled.set_because(AbandonReason.SERVICE_RESTARTED, detail)
+        if not await self._all_ended(patience_s):
+            log.warning("attempts_interrupted", attempts=len(self._runs))
+            for run in self._runs.values():
+                run.cancelled.set_because(AbandonReason.SERVICE_RESTARTED, detail)
+            await self._all_ended(HALT_PATIENCE_S)
+
+    async def _all_ended(self, patience_s: float) -> bool:
+        try:
+            async with asyncio.timeout(patience_s):
+                while self._runs:
+                    await self._ended.wait()
+        except TimeoutError:
+            return False
+        return True
+
     async def run(self) -> None:
         """Run jobs until cancelled: first those that a restart interrupted, then what is submitted.
 
@@ -134,7 +172,7 @@ class Driver:
         async with in_turn(self._slots, "jobs"):
             job = await self._with.jobs.job(job_id)
             # A job that was submitted while a restart was taken up can be in the queue twice.
-            if job.status.is_final or job_id in self._runs:
+            if job.status.is_final or job_id in self._runs or self._draining:
                 return
             with self._running(job_id) as run, structlog.contextvars.bound_contextvars(job_id=job_id):
                 await self._with.jobs.set_status(job_id, JobStatus.RUNNING, self._with.clock())
@@ -143,11 +181,12 @@ class Driver:
 
     @contextmanager
     def _running(self, job_id: JobId) -> Iterator[_Run]:
-        run = self._runs[job_id] = _Run(asyncio.Event())
+        run = self._runs[job_id] = _Run(Halt())
         try:
             yield run
         finally:
             del self._runs[job_id]
+            self._ended.announce()
 
     async def _run_job(self, job: JobRecord, run: _Run) -> None:
         try:
@@ -155,20 +194,62 @@ class Driver:
         except TacitError as error:
             await self._end(job.job_id, JobStatus.FAILED, str(error))
             return
-        backoff = Backoff(max_s=LONGEST_PAUSE_S)
+        backoff, went_well = Backoff(max_s=LONGEST_PAUSE_S), False
         while (await self._with.jobs.job(job.job_id)).rounds_committed < spec.rounds:
+            if self._draining:
+                return
             if run.cancelled.is_set():
                 await self._end(job.job_id, JobStatus.CANCELLED, "cancelled by the operator")
                 return
+            if not went_well:
+                await self._await_services(job.job_id, spec, run)
+                if run.cancelled.is_set():
+                    continue
             record = await self._run_attempt(job, spec, run)
-            if record.state is RoundState.COMMITTED:
+            went_well = record.state is RoundState.COMMITTED
+            if went_well:
                 backoff.reset()
-            elif record.attempt >= spec.max_attempts and not run.cancelled.is_set():
+            elif await self._tried_enough(record, spec) and not run.cancelled.is_set():
                 await self._end(job.job_id, JobStatus.FAILED, _failure(record))
                 return
             else:
                 await _pause(run.cancelled, backoff.next_delay())
         await self._end(job.job_id, JobStatus.COMPLETED, "")
+
+    async def _tried_enough(self, record: RoundRecord, spec: JobSpec) -> bool:
+        """Whether a round has failed as often as its job allows. An interruption by a service is no failure of it."""
+        if record.abandon_reason is AbandonReason.SERVICE_RESTARTED:
+            return False
+        return await self._with.rounds.failures(record.job_id, record.round_id) >= spec.max_attempts
+
+    async def _await_services(self, job_id: JobId, spec: JobSpec, run: _Run) -> None:
+        """Wait until aggregator and key server can be reached, however long they are away.
+
+        Nothing is begun meanwhile, so an outage costs no attempts.
+        """
+        is_secure = spec.aggregation is not Aggregation.PLAIN
+        pools = (self._with.aggregators, self._with.keyservers) if is_secure else (self._with.aggregators,)
+        waits_for = ""
+        for pool in pools:
+            while not run.cancelled.is_set():
+                try:
+                    await run_beside(pool.place(1), until_cancelled(run.cancelled))
+                    break
+                except AttemptFailed:
+                    return
+                except PeerLost as error:
+                    waits_for = f"waits for the {pool.role.value}: {error.what}"
+                    await self._say(job_id, waits_for)
+                except TacitError:
+                    # Not what it should be: the attempt says so.
+                    break
+        if waits_for:
+            await self._say(job_id, "")
+
+    async def _say(self, job_id: JobId, detail: str) -> None:
+        log.warning("job_waits", detail=detail) if detail else log.info("job_goes_on")
+        await self._with.jobs.set_status(job_id, JobStatus.RUNNING, self._with.clock(), detail)
+        self._notices[job_id].announce()
 
     async def _run_attempt(self, job: JobRecord, spec: JobSpec, run: _Run) -> RoundRecord:
         journal = await AttemptJournal.open(

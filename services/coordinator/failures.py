@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import structlog
 
-from fl_core.errors import BadAggregate, CodecError, NotEnough, TacitError
+from fl_core.errors import BadAggregate, CodecError, NotEnough, PeerLost, TacitError, UnknownSession
 from fl_core.rounds.machine import AbandonReason
 
 T = TypeVar("T")
@@ -23,9 +23,25 @@ class AttemptFailed(Exception):
         self.detail = detail
 
 
+class Halt(asyncio.Event):
+    """Ends an attempt from outside, when it is set: because the job was cancelled, unless another reason is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.failure = AttemptFailed(AbandonReason.CANCELLED, "the job was cancelled")
+
+    def set_because(self, reason: AbandonReason, detail: str) -> None:
+        """Set it for another reason, unless it is set already."""
+        if not self.is_set():
+            self.failure = AttemptFailed(reason, detail)
+            self.set()
+
+
 def reason_of(error: TacitError) -> AbandonReason:
     """The reason that stands for an error of a service, or of the sum that it gave."""
     match error:
+        case UnknownSession() | PeerLost():
+            return AbandonReason.SERVICE_RESTARTED
         case BadAggregate() | CodecError():
             return AbandonReason.BAD_AGGREGATE
         case NotEnough():
@@ -46,14 +62,14 @@ def failure_of(error: BaseException) -> AttemptFailed:
             return AttemptFailed(AbandonReason.SERVICE_LOST, "a fault of the coordinator; its log has the details")
 
 
-async def until_cancelled(cancelled: asyncio.Event) -> None:
-    """A watcher that ends the work beside it when the operator gives a job up.
+async def until_cancelled(cancelled: Halt) -> None:
+    """A watcher that ends the work beside it when it is halted.
 
     Raises:
         AttemptFailed: the event was set.
     """
     await cancelled.wait()
-    raise AttemptFailed(AbandonReason.CANCELLED, "the job was cancelled")
+    raise cancelled.failure
 
 
 async def run_beside(work: Coroutine[Any, Any, T], *watchers: Coroutine[Any, Any, None]) -> T:

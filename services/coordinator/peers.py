@@ -74,6 +74,11 @@ class ServicePeer:
         finally:
             self._busy -= 1
 
+    @property
+    def role(self) -> Role:
+        """Of the service."""
+        return self._role
+
     async def endpoint(self) -> ServiceEndpoint:
         """Where sites find the service and which certificate it must show, learnt by a look at it.
 

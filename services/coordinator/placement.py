@@ -9,6 +9,7 @@ import structlog
 
 from fl_core.errors import IdentityError, PeerLost, TacitError
 from fl_core.rounds.plan import ServiceEndpoint
+from fl_core.transport.identity import Role
 from fl_core.transport.retry import Backoff
 from services.coordinator.peers import AggregatorPeer, KeyServerPeer
 
@@ -40,6 +41,11 @@ class ServicePool(Generic[PeerT]):
         self.peers: tuple[PeerT, ...] = tuple(peers)
         self._patience_s = patience_s
         self._resting: dict[PeerT, float] = {}
+
+    @property
+    def role(self) -> Role:
+        """Of the service."""
+        return self.peers[0].role
 
     async def place(self, count: int) -> list[Placed[PeerT]]:
         """A replica for each of `count` sessions: the least busy ones of those that answer, in turn.

@@ -47,7 +47,11 @@ async def run(settings: CoordinatorSettings) -> None:
         service = CoordinatorService(settings, resources, driver)
         async with driving(driver):
             await serve(
-                settings, role=Role.COORDINATOR, roles_by_method=ROLES, add_servicers=partial(add_servicers, service)
+                settings,
+                role=Role.COORDINATOR,
+                roles_by_method=ROLES,
+                add_servicers=partial(add_servicers, service),
+                drain=driver.drain,
             )
 
 

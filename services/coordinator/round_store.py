@@ -156,6 +156,18 @@ class RoundStore:
             await session.execute(change)
 
     @undivided
+    async def failures(self, job_id: str, round_id: int) -> int:
+        """Attempts at a round that were abandoned, without those that a service interrupted."""
+        query = select(func.count()).where(
+            AttemptRow.job_id == job_id,
+            AttemptRow.round_id == round_id,
+            AttemptRow.state == RoundState.ABANDONED.value,
+            AttemptRow.abandon_reason != AbandonReason.SERVICE_RESTARTED.value,
+        )
+        async with self._database.transaction() as session:
+            return await session.scalar(query) or 0
+
+    @undivided
     async def last_attempt(self, job_id: str, round_id: int) -> int:
         """The number of the last attempt at a round; 0 when there was none."""
         query = select(func.max(AttemptRow.attempt)).where(AttemptRow.job_id == job_id, AttemptRow.round_id == round_id)

@@ -198,6 +198,8 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServiceServicer):
         context: Context,  # noqa: ARG002
     ) -> AsyncIterator[pb.WatchJobResponse]:
         """Operator: closed reports in order and the status at each change, until the job ends."""
+        # Whoever asks for a job that does not exist must not leave a trace in memory.
+        await self._with.jobs.job(request.job_id)
         after = (0, 0)
         said: status_pb2.JobStatus | None = None
         while True:

@@ -47,7 +47,13 @@ async def run(settings: KeyServerSettings) -> None:
         StorageError: the database failed.
     """
     async with open_service(settings) as service:
-        await serve(settings, role=Role.KEYSERVER, roles_by_method=ROLES, add_servicers=partial(add_servicers, service))
+        await serve(
+            settings,
+            role=Role.KEYSERVER,
+            roles_by_method=ROLES,
+            add_servicers=partial(add_servicers, service),
+            drain=service.drain,
+        )
 
 
 def add_servicers(service: KeyServerService, server: grpc.aio.Server) -> None:

@@ -83,6 +83,10 @@ class KeyServerService(keyserver_pb2_grpc.KeyServerServiceServicer):
         self._exchanges: set[asyncio.Task[None]] = set()
         self._delivery = MaskDelivery(lambda: credentials.current, settings.delivery_timeout_seconds)
 
+    async def drain(self, patience_s: float) -> None:
+        """Take no session any more, and wait for those that are open."""
+        await self._sessions.drain(patience_s)
+
     async def close(self) -> None:
         """Drop every session and wait for its exchange to end."""
         self._sessions.close()

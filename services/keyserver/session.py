@@ -20,9 +20,11 @@ from fl_core.errors import (
     BadSignature,
     IdentityError,
     NotEnough,
+    PeerLost,
     RemoteProtocolError,
     SessionFrozen,
     TacitError,
+    UnknownSession,
 )
 from fl_core.rounds.machine import AbandonReason, DropoutReason
 from fl_core.rounds.plan import PhaseBounds, RoundPlan
@@ -475,6 +477,8 @@ class ExchangeSession:
             await deliver(self.plan, survivors, mask)
         except BadAggregate as error:
             raise _Failure(AbandonReason.BAD_AGGREGATE, error) from error
+        except (PeerLost, UnknownSession) as error:
+            raise _Failure(AbandonReason.SERVICE_RESTARTED, error) from error
         except TacitError as error:
             raise _Failure(AbandonReason.SERVICE_LOST, error) from error
 

@@ -8,6 +8,7 @@ import ssl
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
@@ -29,6 +30,7 @@ from services.runtime.settings import ServiceSettings, split_address
 log = structlog.get_logger(__name__)
 
 AddServicers = Callable[[grpc.aio.Server], None]
+Drain = Callable[[float], Coroutine[Any, Any, None]]
 
 EXIT_REFUSED = 2
 EXIT_INTERRUPTED = 130
@@ -76,18 +78,38 @@ async def running_server(
 
 
 async def serve(
-    settings: ServiceSettings, *, role: Role, roles_by_method: RoleTable, add_servicers: AddServicers
+    settings: ServiceSettings, *, role: Role, roles_by_method: RoleTable, add_servicers: AddServicers, drain: Drain
 ) -> None:
-    """Serve until SIGTERM or SIGINT. Arguments and errors as `running_server`; logging is configured here."""
+    """Serve until SIGTERM or SIGINT, then until the work in hand is done or `drain_seconds` are over.
+
+    Arguments and errors as `running_server`; logging is configured here.
+
+    Args:
+        drain: begins nothing new and returns when the work in hand is done, or after the seconds that it is given.
+    """
     configure_logging(settings.log, role=role.value, service_id=settings.service_id)
     server = running_server(settings, role=role, roles_by_method=roles_by_method, add_servicers=add_servicers)
     traces = tracing(settings.tracing_endpoint, f"{role.value}/{settings.service_id}")
-    with traces, stop_signals() as stop, metrics_endpoint(settings.metrics_listen):
+    with traces, stop_signals() as signals, metrics_endpoint(settings.metrics_listen):
         async with server as address, measuring():
             announce_ready(settings, role, address)
-            await stop.wait()
+            await signals.stop.wait()
+            log.info("service_draining", drain_seconds=settings.drain_seconds)
+            await _unless(signals.hurry, drain(settings.drain_seconds))
             log.info("service_stopping", grace_seconds=settings.grace_seconds)
     log.info("service_stopped")
+
+
+async def _unless(hurry: asyncio.Event, draining: Coroutine[Any, Any, None]) -> None:
+    hurried, drained = asyncio.create_task(hurry.wait()), asyncio.create_task(draining)
+    try:
+        await asyncio.wait({hurried, drained}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        hurried.cancel()
+        drained.cancel()
+        await asyncio.gather(hurried, drained, return_exceptions=True)
+    if not drained.cancelled():
+        drained.result()
 
 
 def announce_ready(settings: ServiceSettings, role: Role, address: str) -> None:
@@ -97,15 +119,32 @@ def announce_ready(settings: ServiceSettings, role: Role, address: str) -> None:
     sys.stdout.flush()
 
 
+@dataclass(frozen=True, slots=True)
+class StopSignals:
+    """What SIGTERM and SIGINT ask for.
+
+    Args:
+        stop: set by the first one.
+        hurry: set by the second one.
+    """
+
+    stop: asyncio.Event = field(default_factory=asyncio.Event)
+    hurry: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def heard(self) -> None:
+        """A signal came."""
+        (self.hurry if self.stop.is_set() else self.stop).set()
+
+
 @contextmanager
-def stop_signals() -> Iterator[asyncio.Event]:
-    """An event that SIGTERM and SIGINT set, while the block runs."""
-    stop = asyncio.Event()
+def stop_signals() -> Iterator[StopSignals]:
+    """Listens to SIGTERM and SIGINT while the block runs."""
+    signals = StopSignals()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, signals.heard)
     try:
-        yield stop
+        yield signals
     finally:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)

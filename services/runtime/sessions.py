@@ -9,6 +9,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from fl_core.errors import Overloaded, PermissionRefused, TacitError, UnknownSession
 from fl_core.rounds.plan import RoundPlan
 from fl_core.transport.identity import Identity
+from services.runtime.events import Notice
 
 SESSION_GRACE_S = 60.0
 """Seconds that a session outlives the longest attempt that its schedule allows."""
@@ -53,6 +54,8 @@ class SessionTable(Generic[SessionT]):
         self._timers: dict[bytes, asyncio.TimerHandle] = {}
         self._finished: set[bytes] = set()
         self._gone: OrderedDict[bytes, str] = OrderedDict()
+        self._draining = False
+        self._ended = Notice()
 
     def __iter__(self) -> Iterator[SessionT]:
         return iter(list(self._sessions.values()))
@@ -104,6 +107,8 @@ class SessionTable(Generic[SessionT]):
         return self._owners[session_id].id
 
     def _check_room(self) -> None:
+        if self._draining:
+            raise Overloaded("this service stops and takes no new session", fix="try again when it has been restarted")
         if len(self.open_sessions) >= self._max_open:
             raise Overloaded(
                 "this service has no room for another session",
@@ -142,6 +147,17 @@ class SessionTable(Generic[SessionT]):
         if session_id in self._sessions and session_id not in self._finished:
             self._finished.add(session_id)
             self._schedule(session_id, LINGER_S, "finished")
+            self._ended.announce()
+
+    async def drain(self, patience_s: float) -> None:
+        """Take no session any more, and wait until those that are open have done their work, or the patience ends."""
+        self._draining = True
+        try:
+            async with asyncio.timeout(patience_s):
+                while self.open_sessions:
+                    await self._ended.wait()
+        except TimeoutError:
+            return
 
     def drop(self, session_id: bytes, why: str) -> None:
         """Forget a session at once; dropping an unknown one does nothing."""
@@ -155,6 +171,7 @@ class SessionTable(Generic[SessionT]):
         while len(self._gone) > _REMEMBERED:
             self._gone.popitem(last=False)
         session.end(_unknown(session_id, why))
+        self._ended.announce()
 
     def close(self) -> None:
         """Drop every session, when the service stops."""

@@ -45,6 +45,8 @@ class ServiceSettings(BaseSettings):
         metrics_listen: host:port of the Prometheus endpoint; none when empty.
         tracing_endpoint: OTLP collector that gets the traces of rounds, such as `http://127.0.0.1:4317`; none when
             empty. Needs the extra `tracing`.
+        drain_seconds: how long the rounds that run may finish after SIGTERM, while no new ones begin; a second
+            SIGTERM ends the wait.
         grace_seconds: how long calls in flight may finish when the service stops.
     """
 
@@ -63,6 +65,7 @@ class ServiceSettings(BaseSettings):
     log: LogSettings = Field(default_factory=LogSettings)
     metrics_listen: str = ""
     tracing_endpoint: str = ""
+    drain_seconds: float = Field(default=20.0, ge=0)
     grace_seconds: float = Field(default=2.0, ge=0)
 
     @field_validator("listen", "advertise", "metrics_listen")

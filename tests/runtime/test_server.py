@@ -224,14 +224,18 @@ def test_a_program_runs_on_uvloop() -> None:
 
 
 PROGRAM = """
-import sys
+import asyncio, sys
 from services.runtime.server import run_program, serve
 from services.runtime.settings import ServiceSettings
 from fl_core.transport.identity import Role
 
+async def drain(patience_s):
+    print("draining", flush=True)
+    await asyncio.sleep(min(patience_s, float(sys.argv[2])))
+
 async def main():
     settings = ServiceSettings.from_file(sys.argv[1])
-    await serve(settings, role=Role.KEYSERVER, roles_by_method={}, add_servicers=lambda server: None)
+    await serve(settings, role=Role.KEYSERVER, roles_by_method={}, add_servicers=lambda server: None, drain=drain)
 
 sys.exit(run_program(main))
 """
@@ -250,7 +254,7 @@ def test_a_program_says_when_it_is_ready_and_stops_on_a_signal(
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     program = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, str(config)],
+        [sys.executable, "-c", PROGRAM, str(config), "0"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -266,6 +270,28 @@ def test_a_program_says_when_it_is_ready_and_stops_on_a_signal(
     assert "PRIVATE KEY" not in log
 
 
+@pytest.mark.e2e
+def test_a_second_signal_ends_the_drain(federation: Any, tmp_path: Path) -> None:
+    files = federation.issue(Role.KEYSERVER, "k")
+    config = tmp_path / "keyserver.yaml"
+    config.write_text(
+        f"service_id: k\nlisten: 127.0.0.1:0\ncertificate: {files.certificate}\nkey: {files.key}\n"
+        f"ca: {files.ca}\ncrl: {files.crl}\nstate_dir: state\ndrain_seconds: 600\n"
+    )
+    command = [sys.executable, "-c", PROGRAM, str(config), "600"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as program:
+        assert program.stdout is not None
+        program.stdout.readline()
+        program.send_signal(signal.SIGTERM)
+        assert program.stdout.readline() == "draining\n"
+        program.send_signal(signal.SIGTERM)
+        program.communicate(timeout=20)
+    assert program.returncode == 0
+
+
 def test_grpc_that_came_first_is_found_out(federation: Any, tmp_path: Path) -> None:
     """Without the setting that fl_core makes, TLS 1.2 would be accepted; the start must fail."""
     files = federation.issue(Role.KEYSERVER, "k")
@@ -276,7 +302,7 @@ def test_grpc_that_came_first_is_found_out(federation: Any, tmp_path: Path) -> N
     )
     environment = {name: value for name, value in os.environ.items() if name != "GRPC_SSL_CIPHER_SUITES"}
     done = subprocess.run(
-        [sys.executable, "-c", "import grpc\n" + PROGRAM, str(config)],
+        [sys.executable, "-c", "import grpc\n" + PROGRAM, str(config), "0"],
         capture_output=True,
         text=True,
         env={**environment, "PYTHONPATH": str(ROOT)},

@@ -452,13 +452,13 @@ class Kit:
                     return status
                 await asyncio.sleep(0.02)
 
-    async def _serve(self, role: Role, service: str, module: Any, servicer: Any) -> str:
+    async def _serve(self, role: Role, service: str, module: Any, servicer: Any, **settings: Any) -> str:
         name = {Role.AGGREGATOR: "agg-1", Role.KEYSERVER: "key-1"}[role]
         kind = service.rsplit(".", 1)[-1]
         methods = {method: ANYONE for method in dir(getattr(module, f"{kind}Servicer")) if not method.startswith("_")}
         add = getattr(module, f"add_{kind}Servicer_to_server")
         server = running_server(
-            self.federation.settings(ServiceSettings, role, name),
+            self.federation.settings(ServiceSettings, role, name, **settings),
             role=role,
             roles_by_method=role_table(service, methods),
             add_servicers=lambda at: add(servicer, at),

@@ -17,6 +17,7 @@ from fl_core.codec.tensors import manifest_of
 from fl_core.errors import ConfigError, LocalProtocolError, StorageError
 from fl_core.rounds.plan import JobId
 from fl_core.transport.identity import Role
+from services.coordinator.driver import Driver
 from services.coordinator.failures import run_beside
 from services.coordinator.program import make_driver, open_resources
 from services.coordinator.records import JobRecord, ModelRecord
@@ -94,7 +95,11 @@ async def test_a_database_that_fails_stops_the_driver_instead_of_going_on_withou
     async def fails(*_: object, **__: object) -> None:
         raise StorageError("the database failed")
 
+    async def are_there(*_: object) -> None:
+        return
+
     monkeypatch.setattr(RoundStore, "open", fails)
+    monkeypatch.setattr(Driver, "_await_services", are_there)
     settings = CoordinatorSettings.from_file(write_config(federation, tmp_path))
     async with open_resources(settings) as resources:
         stored = await resources.models.store("m", manifest_of(MODEL), MODEL)

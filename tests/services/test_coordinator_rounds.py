@@ -238,7 +238,7 @@ async def test_a_lost_service_abandons_the_attempt_and_the_job_goes_on(kit: Kit)
     kit.connect("anna", behaviour=restarts_the_services_once)
     kit.connect("bert", "carl")
     (first, second), status = await kit.run_job(aggregation="secagg")
-    assert first.abandon_reason is AbandonReason.SERVICE_LOST
+    assert first.abandon_reason is AbandonReason.SERVICE_RESTARTED
     assert second.state is RoundState.COMMITTED
     assert status.status == "completed"
 

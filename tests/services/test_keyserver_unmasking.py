@@ -320,7 +320,7 @@ async def test_an_aggregator_that_is_gone_fails_the_unmasking(federation: Any) -
         signer = cluster.credentials(Role.AGGREGATOR, "agg").signer()
         frozen = convert.part_to_proto(sign_part("frozen", frozen_body(tree), signer))
         answer, *_ = await asyncio.gather(cluster.unmask(plan, range(5), frozen), *(site.reveal() for site in sites))
-        assert answer.failure == round_pb2.ABANDON_REASON_SERVICE_LOST
+        assert answer.failure == round_pb2.ABANDON_REASON_SERVICE_RESTARTED
         assert "127.0.0.1:1" in answer.detail
 
 

@@ -1,0 +1,144 @@
+"""Services that go away and come back, and a coordinator that is told to stop: no job fails for it."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+from coordinator_kit import Kit, ScriptedSession, ScriptedSite, obedient, running_kit
+
+from fl_core.rounds.machine import AbandonReason, RoundState
+from fl_core.transport.identity import Role
+from fl_core.wire.v1 import aggregator_pb2_grpc, coordinator_pb2
+from services.coordinator import program
+from services.coordinator.driver import Driver
+
+SITES = ("anna", "bert", "carl")
+
+
+@pytest.fixture
+async def kit(federation: Any, free_port: Callable[[], int]) -> AsyncIterator[Kit]:
+    async with running_kit(federation, free_port) as running:
+        yield running
+
+
+@pytest.fixture
+def drivers(monkeypatch: pytest.MonkeyPatch) -> list[Driver]:
+    """The drivers of the coordinators that are started in this process."""
+    made: list[Driver] = []
+    make = program.make_driver
+
+    def remember(*arguments: Any) -> Driver:
+        made.append(make(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr(program, "make_driver", remember)
+    return made
+
+
+def held(gate: asyncio.Event) -> Any:
+    """A site that shares its keys and uploads when the gate opens."""
+
+    async def behaviour(site: ScriptedSite, session: ScriptedSession, index: int) -> None:
+        await gate.wait()
+        await obedient(site, session, index)
+
+    return behaviour
+
+
+def is_invited(status: Any) -> bool:
+    return bool(status.jobs) and bool(status.jobs[0].current.invited)
+
+
+async def test_a_job_waits_for_a_service_that_is_away_and_spends_no_attempt_on_it(
+    kit: Kit, free_port: Callable[[], int]
+) -> None:
+    port = free_port()
+    await kit.stop_coordinator()
+    await kit.start_coordinator(aggregator=f"127.0.0.1:{port}", service_patience_s=0.2)
+    kit.connect(*SITES)
+    job_id = await kit.submit(rounds=1, max_attempts=1)
+    await kit.until(lambda status: "waits for the aggregator" in status.jobs[0].detail, job_id)
+    await asyncio.sleep(1.0)
+    await kit._serve(
+        Role.AGGREGATOR,
+        "fl_core.wire.v1.AggregatorService",
+        aggregator_pb2_grpc,
+        kit.aggregator,
+        listen=f"127.0.0.1:{port}",
+    )
+    (report,), status = await kit.watch(job_id)
+    assert (report.attempt, report.state) == (1, RoundState.COMMITTED)
+    assert (status.status, status.detail) == ("completed", "")
+
+
+async def test_a_job_that_waits_for_a_service_can_be_cancelled(kit: Kit, free_port: Callable[[], int]) -> None:
+    await kit.stop_coordinator()
+    await kit.start_coordinator(aggregator=f"127.0.0.1:{free_port()}", service_patience_s=0.2)
+    job_id = await kit.submit(rounds=1)
+    await kit.until(lambda status: "waits for" in status.jobs[0].detail, job_id)
+    await kit.operator.CancelJob(coordinator_pb2.CancelJobRequest(job_id=job_id), timeout=5)
+    reports, status = await kit.watch(job_id)
+    assert (reports, status.status) == ([], "cancelled")
+
+
+async def test_interruptions_do_not_count_as_failures(kit: Kit) -> None:
+    async def restarts_the_services(site: ScriptedSite, session: ScriptedSession, index: int) -> None:
+        if session.plan.attempt <= 3:
+            kit.sessions.restart()
+            return
+        await obedient(site, session, index)
+
+    kit.connect("anna", behaviour=restarts_the_services)
+    kit.connect("bert", "carl")
+    reports, status = await kit.run_job(rounds=1, max_attempts=1, aggregation="secagg")
+    assert [report.abandon_reason for report in reports] == [AbandonReason.SERVICE_RESTARTED] * 3 + [None]
+    assert status.status == "completed"
+
+
+async def test_a_drain_lets_the_running_round_end_and_begins_no_other(kit: Kit, drivers: list[Driver]) -> None:
+    await kit.stop_coordinator()
+    await kit.start_coordinator()
+    gate = asyncio.Event()
+    kit.connect(*SITES, behaviour=held(gate))
+    job_id = await kit.submit(rounds=2)
+    await kit.until(is_invited, job_id)
+    draining = asyncio.create_task(drivers[-1].drain(20.0))
+    await asyncio.sleep(0.1)
+    assert not draining.done()
+    gate.set()
+    await asyncio.wait_for(draining, 10)
+    status = (await kit.status(job_id)).jobs[0]
+    assert (status.status, status.rounds_committed, status.current.round_id) == ("running", 1, 0)
+    await kit.stop_coordinator()
+    await kit.start_coordinator()
+    reports, status = await kit.watch(job_id)
+    assert [(report.round_id, report.attempt) for report in reports] == [(1, 1), (2, 1)]
+    assert status.status == "completed"
+
+
+async def test_a_round_that_outlives_the_drain_is_abandoned_and_run_again(kit: Kit, drivers: list[Driver]) -> None:
+    await kit.stop_coordinator()
+    await kit.start_coordinator()
+    gate = asyncio.Event()
+    kit.connect(*SITES, behaviour=held(gate))
+    job_id = await kit.submit(rounds=1, max_attempts=1)
+    await kit.until(is_invited, job_id)
+    await asyncio.wait_for(drivers[-1].drain(0.2), 10)
+    # The services were told at once.
+    assert kit.sessions.abandoned
+    await kit.stop_coordinator()
+    gate.set()
+    await kit.start_coordinator()
+    first, second = (await kit.watch(job_id))[0]
+    assert (first.abandon_reason, first.detail) == (AbandonReason.SERVICE_RESTARTED, "the coordinator stops")
+    assert (second.attempt, second.state) == (2, RoundState.COMMITTED)
+
+
+async def test_a_drain_does_not_wait_for_sites_that_never_come(kit: Kit, drivers: list[Driver]) -> None:
+    await kit.stop_coordinator()
+    await kit.start_coordinator()
+    job_id = await kit.submit(rounds=1)
+    await kit.until(lambda status: status.jobs[0].current.round_id == 1, job_id)
+    await asyncio.wait_for(drivers[-1].drain(60.0), 10)
+    assert (await kit.status(job_id)).jobs[0].status == "running"
