@@ -72,6 +72,7 @@ def _verify(files: list[Path], ca: Path) -> "list[Verified]":
     from fl_core.errors import IdentityError
     from fl_core.secagg.transcript import transcript_from_json, verify_sequence, verify_transcript
     from fl_core.transport.tls import load_trust
+    from fl_core.wire.transcripts import check_plan
 
     trust = load_trust(ca)
 
@@ -80,7 +81,10 @@ def _verify(files: list[Path], ca: Path) -> "list[Verified]":
         if identity.role.value != role:
             raise IdentityError("a part is signed by a certificate of another role", expected=role, got=identity)
 
-    verified = [verify_transcript(transcript_from_json(_read(file)), check_certificate) for file in files]
+    transcripts = [transcript_from_json(_read(file)) for file in files]
+    verified = [verify_transcript(transcript, check_certificate) for transcript in transcripts]
+    for transcript in transcripts:
+        check_plan(transcript)
     verify_sequence(verified)
     return verified
 

@@ -23,6 +23,7 @@ from fl_core.crypto.signing import verify_signature
 from fl_core.errors import BadSignature, CryptoError, ProtocolError
 from fl_core.secagg.context import Signer
 from fl_core.secagg.inclusion import UploadTree
+from fl_core.secagg.messages import Beacon
 
 FORMAT = "tacit-transcript/1"
 FIRST_LINK = bytes(32)
@@ -171,6 +172,20 @@ def frozen_body(tree: UploadTree) -> Body:
         "uploads": [tree.digests[index].hex() for index in survivors],
         "uploads_root": tree.root.hex(),
     }
+
+
+def beacon_body(beacon: Beacon | None) -> Body | None:
+    """A beacon as a key server states it; None when the graph is complete."""
+    if beacon is None:
+        return None
+    return {name: getattr(beacon, name).hex() for name in ("value", "verify_key", "signature")}
+
+
+def beacon_from(body: Body | None) -> Beacon | None:
+    """Read back what `beacon_body` wrote; errors are those of its types."""
+    if body is None:
+        return None
+    return Beacon(*(bytes.fromhex(body[name]) for name in ("value", "verify_key", "signature")))
 
 
 def uploads_of(part: Part, binding: bytes, certificate_sha256: bytes) -> UploadTree:

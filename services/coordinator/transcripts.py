@@ -13,7 +13,7 @@ from fl_core.rounds.machine import RoundRecord, RoundState
 from fl_core.rounds.plan import JobId, RoundPlan
 from fl_core.secagg.transcript import FIRST_LINK, ROLES, BadTranscript, Part, Transcript, chain, sign_part
 from fl_core.transport.tls import Credentials
-from fl_core.wire.convert import part_from_proto
+from fl_core.wire.convert import part_from_proto, plan_to_proto
 from fl_core.wire.v1 import round_pb2
 from services.coordinator.records import AttemptKey, ModelRecord
 from services.runtime.blobs import BlobStore
@@ -98,6 +98,7 @@ class TranscriptStore:
             "model_version": plan.model_version,
             "model_digest": plan.model_digest.hex(),
             "plan_digest": plan.plan_digest.hex(),
+            "plan": plan_to_proto(plan).SerializeToString(deterministic=True).hex(),
             "roster": [[entry.client_id, entry.certificate_sha256.hex()] for entry in plan.roster],
             "threshold": plan.threshold,
             "neighbours": plan.graph.degree if plan.graph else 0,

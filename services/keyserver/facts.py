@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from fl_core.rounds.machine import AbandonReason, DropoutReason
+from fl_core.secagg.messages import Beacon
 
 
 class Phase(StrEnum):
@@ -38,7 +39,7 @@ class Frozen:
 
 @dataclass(frozen=True, slots=True)
 class Closed:
-    """The exchange is over: U1, U2, and the message bytes of each site."""
+    """The exchange is over: U1, U2, the message bytes of each site, and the beacon of a sparse graph."""
 
     advertised: tuple[int, ...]
     shared: tuple[int, ...]
@@ -46,6 +47,7 @@ class Closed:
     bytes_down: dict[int, int]
     directory_digest: bytes
     commitments_root: bytes
+    beacon: Beacon | None
 
 
 @dataclass(frozen=True, slots=True)

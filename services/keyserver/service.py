@@ -11,7 +11,7 @@ import fl_core
 from fl_core.errors import PlanError, RemoteProtocolError
 from fl_core.rounds.plan import Aggregation, RoundPlan
 from fl_core.secagg.inclusion import UploadTree
-from fl_core.secagg.transcript import BadTranscript, Body, sign_part, uploads_of
+from fl_core.secagg.transcript import BadTranscript, Body, beacon_body, sign_part, uploads_of
 from fl_core.transport.identity import Identity, Role, RosterTrust
 from fl_core.transport.tls import LiveCredentials
 from fl_core.wire.convert import (
@@ -307,6 +307,7 @@ def _exchanged_body(session: ExchangeSession, closed: Closed) -> Body:
         "commitments_root": closed.commitments_root.hex(),
         "advertised": list(closed.advertised),
         "shared": list(closed.shared),
+        "beacon": beacon_body(closed.beacon),
     }
 
 

@@ -405,6 +405,7 @@ class ExchangeSession:
             dict(self.traffic.down),
             uploading.directory_digest,
             uploading.commitments.root,
+            self._beacon,
         )
         self.facts.append(closed)
         self.facts.close()

@@ -234,6 +234,7 @@ class ScriptedKeyServer(keyserver_pb2_grpc.KeyServerServiceServicer):
                     "commitments_root": "",
                     "advertised": list(event.closed.advertised),
                     "shared": list(event.closed.shared),
+                    "beacon": None,
                 }
                 if (part := self.sign("exchanged", body)) is not None:
                     event.closed.part.CopyFrom(part)
