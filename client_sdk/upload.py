@@ -17,7 +17,7 @@ from fl_core.secagg.messages import RingVector
 from fl_core.transport.errors import from_rpc_error
 from fl_core.transport.peer import call_unary
 from fl_core.transport.retry import Backoff
-from fl_core.wire.chunks import ChunkWriter, chunk_count
+from fl_core.wire.chunks import chunk_count, chunks_of
 from fl_core.wire.v1 import aggregator_pb2, tensors_pb2
 
 if TYPE_CHECKING:
@@ -162,11 +162,10 @@ class Sending:
     async def _write_all(self, call: "_Call", header: aggregator_pb2.UpdateHeader) -> bool:
         """Send the whole stream; False when the aggregator ended the call before."""
         rest = self._upload.payload[header.first_byte :]
-        writer = ChunkWriter(rest, chunk_bytes=header.stream.chunk_bytes)
         count = chunk_count(rest.nbytes, header.stream.chunk_bytes)
         if not await _write(call, aggregator_pb2.UpdateParametersRequest(header=header)):
             return False
-        for chunk in writer.chunks():
+        for chunk in chunks_of(rest, header.stream.chunk_bytes):
             if not await _write(call, aggregator_pb2.UpdateParametersRequest(chunk=chunk)):
                 return False
             self._on_chunk(chunk.index, count)

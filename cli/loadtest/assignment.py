@@ -20,8 +20,7 @@ class Assignment:
         schedule: for each site the rounds in which it vanishes, with the step.
         cohort: sites of all processes.
         parameters: size of the model.
-        bits: of one site's coordinate.
-        ring_bits: of a coordinate on the wire.
+        codec: by name.
         max_weight: most samples of one site.
         seed: of the made-up updates.
         shaping: of the sites' lines.
@@ -32,8 +31,7 @@ class Assignment:
     schedule: Mapping[str, Mapping[int, VanishPoint]]
     cohort: int
     parameters: int
-    bits: int
-    ring_bits: int
+    codec: str
     max_weight: int
     seed: int
     shaping: Shaping
@@ -60,6 +58,6 @@ class Assignment:
                 client_id: {int(round_id): VanishPoint(point) for round_id, point in rounds.items()}
                 for client_id, rounds in content["schedule"].items()
             },
-            **{name: content[name] for name in ("cohort", "parameters", "bits", "ring_bits", "max_weight", "seed")},
+            **{name: content[name] for name in ("cohort", "parameters", "codec", "max_weight", "seed")},
             shaping=Shaping(**content["shaping"]),
         )

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cli.loadtest.aggregation import LoadAggregation
 from cli.options import CLUSTER_DIR
 from cli.output import JsonOption, console, print_json, say
 from fl_core.errors import ConfigError
-from fl_core.rounds.plan import Aggregation
 
 if TYPE_CHECKING:
     from cli.loadtest.federation import Federation
@@ -24,10 +24,10 @@ def loadtest(
     parameters: Annotated[int, typer.Option("--parameters", help="Size of the model, float32.")] = 100_000,
     dropout: Annotated[float, typer.Option("--dropout", help="Part of the sites that vanishes in each round.")] = 0.0,
     rounds: Annotated[int, typer.Option("--rounds", help="How many rounds.")] = 5,
-    codec: Annotated[str, typer.Option("--codec", help="What one coordinate is, such as int16 or int8.")] = "int16",
+    codec: Annotated[str, typer.Option("--codec", help="A preset, such as int16 or int8.")] = "int16",
     aggregation: Annotated[
-        Aggregation, typer.Option("--aggregation", help="Masked, or plain for comparison.")
-    ] = Aggregation.SECAGG,
+        LoadAggregation, typer.Option("--aggregation", help="Masked, on a sparse graph with secagg+, or plain.")
+    ] = LoadAggregation.SECAGG,
     processes: Annotated[
         int | None, typer.Option("--processes", help="Processes for the sites; 2 without it.", show_default=False)
     ] = None,

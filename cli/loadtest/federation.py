@@ -8,7 +8,6 @@ from pathlib import Path
 from cli.cluster import ClusterOptions, LocalCluster
 from cli.operator import OperatorConfig
 from cli.yaml_files import write_yaml
-from fl_core.rounds.plan import Aggregation
 from fl_core.transport.authority import CertificateAuthority, IssuedFiles
 from fl_core.transport.identity import Role
 from services.runtime.settings import split_address
@@ -40,7 +39,7 @@ class Federation:
         files = self.authority.issue(Role.OPERATOR, OPERATOR, self.folder / OPERATOR)
         return OperatorConfig(self.coordinator, files.certificate, files.key, files.ca, files.crl)
 
-    def add_site(self, client_id: str, aggregation: Aggregation) -> Path:
+    def add_site(self, client_id: str, policy: Mapping[str, object]) -> Path:
         """A new site; returns the path of its `site.yaml`."""
         folder = self.folder / "sites" / client_id
         files = self.authority.issue(Role.SITE, client_id, folder)
@@ -49,7 +48,7 @@ class Federation:
             "coordinator": self.coordinator,
             **_credentials(files),
             "state_dir": "state",
-            "policy": {"require_secure_aggregation": aggregation is not Aggregation.PLAIN, "min_cohort": 3},
+            "policy": dict(policy),
         }
         return write_yaml(folder / "site.yaml", content)
 

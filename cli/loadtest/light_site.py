@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import grpc
 
@@ -19,6 +20,13 @@ from fl_core.transport.tls import Credentials
 
 Attempt = tuple[int, int]
 """Round and attempt."""
+
+
+class Recorded(NamedTuple):
+    """What a site encoded, before it was masked."""
+
+    ring_bits: int
+    vector: RingVector
 
 
 class MeteredNetwork(DirectNetwork):
@@ -66,7 +74,7 @@ class LightSite(SiteObserver):
     line: SlowLine | None
     said: Callable[[str], None]
     tally: Tally = field(default_factory=Tally)
-    recorded: dict[Attempt, RingVector] = field(default_factory=dict)
+    recorded: dict[Attempt, Recorded] = field(default_factory=dict)
     task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -78,7 +86,7 @@ class LightSite(SiteObserver):
 
     def forget(self, attempt: Attempt) -> None:
         """Let go of what was recorded up to an attempt."""
-        self.recorded = {key: vector for key, vector in self.recorded.items() if key > attempt}
+        self.recorded = {key: entry for key, entry in self.recorded.items() if key > attempt}
 
     def connected(self, coordinator: str) -> None:  # noqa: ARG002
         """See `SiteObserver`."""
@@ -98,7 +106,7 @@ class LightSite(SiteObserver):
 
     def encoded(self, plan: RoundPlan, index: int, vector: RingVector) -> None:  # noqa: ARG002
         """Keeps the update for the check of the sum."""
-        self.recorded[plan.round_id, plan.attempt] = vector
+        self.recorded[plan.round_id, plan.attempt] = Recorded(plan.codec.ring_bits, vector)
 
     def upload_chunk_sent(self, plan: RoundPlan, index: int, count: int) -> None:
         """The middle is the first chunk that has as many behind it as before it."""

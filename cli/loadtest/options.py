@@ -1,19 +1,18 @@
 """What a load test may be told, and the job that follows from it."""
 
 import math
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from fl_core.errors import ConfigError
-from fl_core.rounds.plan import Aggregation
+from cli.loadtest.aggregation import LoadAggregation
+from fl_core.codec.spec import CodecSpec
+from fl_core.errors import ConfigError, PlanError
+from fl_core.rounds.job import job_from_mapping, read_codec
+from fl_core.rounds.planner import check_job, choose_codec
 
 MIN_SITES = 3
 MAX_SITES = 16_384
-MAX_BITS = 24
-MIN_RING_BITS = 8
-MAX_RING_BITS = 32
-LARGEST_WEIGHT = 100
+MAX_WEIGHT = 100
 DEFAULT_MAX_DROPOUT = 0.3
 PATIENCE_S = 300.0
 """Longest phase: everybody is waited for who is not lost, so that no round ends early to look fast."""
@@ -56,7 +55,7 @@ class LoadOptions:
         parameters: size of the model, float32.
         dropout: part of the sites that vanishes in each round.
         rounds: how many rounds.
-        codec: what one coordinate is, see `codec_section`.
+        codec: a preset of `fl_core.codec.presets`.
         aggregation: masked or plain.
         processes: over how many processes the sites are spread.
         seed: of the schedule and of the made-up updates. Masks and rounding never depend on it.
@@ -72,7 +71,7 @@ class LoadOptions:
     dropout: float = 0.0
     rounds: int = 5
     codec: str = "int16"
-    aggregation: Aggregation = Aggregation.SECAGG
+    aggregation: LoadAggregation = LoadAggregation.SECAGG
     processes: int = 2
     seed: int = 1
     shaping: Shaping = Shaping()
@@ -90,7 +89,10 @@ class LoadOptions:
                 raise ConfigError(f"--{name} is out of range", expected=f"{low} to {high}", got=number)
         if not 0 <= self.dropout < 1:
             raise ConfigError("--dropout is out of range", expected="0 to below 1", got=self.dropout)
-        codec_section(self.codec, self.sites)
+        try:
+            check_job(job_from_mapping(self.job()))
+        except PlanError as error:
+            raise ConfigError(f"no such round can be: {error}", fix="change --codec, --dropout or --sites") from error
 
     @property
     def client_ids(self) -> tuple[str, ...]:
@@ -105,14 +107,9 @@ class LoadOptions:
         return math.floor(self.dropout * self.sites + 1e-9)
 
     @property
-    def ring_bits(self) -> int:
-        """Bits of one coordinate on the wire."""
-        return codec_section(self.codec, self.sites)["ring_bits"]
-
-    @property
-    def max_weight(self) -> int:
-        """Most samples of one site."""
-        return min(LARGEST_WEIGHT, (1 << codec_section(self.codec, self.sites)["bits"]) - 1)
+    def codec_spec(self) -> CodecSpec:
+        """The codec of the first round."""
+        return choose_codec(read_codec(self.codec), self.sites)
 
     def job(self) -> dict[str, object]:
         """The job, as it would stand in a file for `tacit train`."""
@@ -121,10 +118,10 @@ class LoadOptions:
         return {
             "name": "loadtest",
             "rounds": self.rounds,
-            "aggregation": self.aggregation.value,
-            "codec": {"clip": 1.0, **codec_section(self.codec, self.sites)},
+            **self.aggregation.job_settings,
+            "codec": self.codec,
             "cohort": {"min": self.sites, "max": self.sites},
-            "max_weight": self.max_weight,
+            "max_weight": MAX_WEIGHT,
             "max_dropout": max(DEFAULT_MAX_DROPOUT, self.dropout),
             "evaluate_every": 0,
             "phases": {
@@ -132,28 +129,3 @@ class LoadOptions:
                 **dict.fromkeys(phases, patient),
             },
         }
-
-
-def codec_section(codec: str, sites: int) -> dict[str, int]:
-    """Bits of one site's coordinate, and the smallest ring in which the coordinates of all sites have room.
-
-    Args:
-        codec: `int` and the bits, such as int16 or int8.
-        sites: in one sum.
-
-    Raises:
-        ConfigError: there is no such codec, or the sum of so many sites needs more than 32 bits.
-    """
-    match = re.fullmatch(r"int([0-9]{1,2})", codec)
-    bits = int(match[1]) if match else 0
-    if not 1 <= bits <= MAX_BITS:
-        raise ConfigError("--codec is unknown", expected=f"int1 to int{MAX_BITS}, such as int16", got=codec)
-    ring_bits = max(MIN_RING_BITS, (sites * ((1 << bits) - 1)).bit_length())
-    if ring_bits > MAX_RING_BITS:
-        raise ConfigError(
-            f"{codec} is too wide for {sites} sites",
-            expected=f"a sum of at most {MAX_RING_BITS} bits",
-            got=f"{ring_bits} bits",
-            fix="take a codec with fewer bits, such as int16",
-        )
-    return {"bits": bits, "ring_bits": ring_bits}

@@ -126,7 +126,7 @@ class LoadResult:
             "parameters": options.parameters,
             "rounds": options.rounds,
             "codec": options.codec,
-            "ring_bits": options.ring_bits,
+            "ring_bits": options.codec_spec.ring_bits,
             "aggregation": options.aggregation.value,
             "dropout": options.dropout,
             "processes": options.processes,

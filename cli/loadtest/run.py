@@ -16,7 +16,7 @@ from cli.loadtest.federation import Federation
 from cli.loadtest.gauges import usages_of
 from cli.loadtest.hosts import Event, SiteHosts
 from cli.loadtest.made_up import initial_model
-from cli.loadtest.options import LoadOptions, codec_section
+from cli.loadtest.options import MAX_WEIGHT, LoadOptions
 from cli.loadtest.result import LoadResult, SettledRound
 from cli.loadtest.schedule import schedule_of
 from cli.operator import Operator
@@ -45,8 +45,7 @@ def run_load_test(options: LoadOptions, federation: AbstractContextManager[Feder
 def write_assignments(options: LoadOptions, federation: Federation) -> list[Path]:
     """The sites' certificates, and who is in which process; one file for each."""
     schedule = schedule_of(options)
-    configs = {name: federation.add_site(name, options.aggregation) for name in options.client_ids}
-    codec = codec_section(options.codec, options.sites)
+    configs = {name: federation.add_site(name, options.aggregation.site_policy) for name in options.client_ids}
     paths = []
     for number in range(options.processes):
         names = options.client_ids[number :: options.processes]
@@ -57,9 +56,8 @@ def write_assignments(options: LoadOptions, federation: Federation) -> list[Path
             schedule={name: schedule[name] for name in names},
             cohort=options.sites,
             parameters=options.parameters,
-            bits=codec["bits"],
-            ring_bits=codec["ring_bits"],
-            max_weight=options.max_weight,
+            codec=options.codec,
+            max_weight=MAX_WEIGHT,
             seed=options.seed + number,
             shaping=options.shaping,
         )
@@ -103,21 +101,22 @@ class _Run:
             parts = await hosts.settle(event.round_id, event.attempt, event.survivors)
             say(_in_words(event))
             traffic = {client_id: counts for part in parts for client_id, counts in part["bytes"].items()}
-            exact = is_exact(event, parts, self.options.ring_bits) if is_committed(event) else None
+            exact = is_exact(event, parts) if is_committed(event) else None
             yield SettledRound(event, exact, traffic)
 
 
-def is_exact(report: RoundReport, parts: Sequence[Event], ring_bits: int) -> bool:
+def is_exact(report: RoundReport, parts: Sequence[Event]) -> bool:
     """Whether the aggregate of a committed round is the plain sum of what its survivors encoded.
 
     Args:
         report: of the round.
-        parts: what each process says: whether it has the updates of all its survivors, and the file of their sum.
-        ring_bits: of a coordinate on the wire.
+        parts: what each process says: whether it has the updates of all its survivors, the file of their sum, and the
+            ring that they are summed in.
     """
     sums = [np.load(part["sum"], allow_pickle=False) for part in parts if part["sum"] is not None]
     if not sums or not all(part["complete"] for part in parts):
         return False
+    ring_bits = max(part["ring_bits"] for part in parts)
     total = sum(sums[1:], start=sums[0]) & np.uint64((1 << ring_bits) - 1)
     packed = pack(total.astype(lane_dtype(ring_bits)), ring_bits)
     return hashlib.sha256(packed.data).digest() == report.aggregate_sha256

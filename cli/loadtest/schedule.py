@@ -34,7 +34,7 @@ def vanishing_in(options: LoadOptions, round_id: int) -> Mapping[str, VanishPoin
     """Who vanishes in a round, with the step."""
     draw = np.random.default_rng([options.seed, options.sites, round_id])
     chosen = draw.choice(options.sites, options.vanishing, replace=False)
-    points = _POINTS[options.aggregation]
+    points = _POINTS[options.aggregation.of_job]
     steps = draw.integers(len(points), size=options.vanishing)
     return {options.client_ids[site]: points[step] for site, step in zip(chosen, steps, strict=True)}
 

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import structlog
 
 from cli.loadtest.assignment import Assignment
@@ -23,7 +24,10 @@ from cli.loadtest.made_up import MadeUpTrainer, made_up_step
 from cli.loadtest.shaping import SlowLine
 from cli.loadtest.warm_up import warm_up
 from client_sdk import SiteConfig
-from fl_core.codec.spec import CodecSpec
+from fl_core.rounds.job import read_codec
+from fl_core.rounds.planner import choose_codec
+from services.runtime.collector import tune_collector
+from services.runtime.server import loop_factory
 
 COMMAND_BYTES = 1 << 24
 
@@ -86,17 +90,19 @@ class SiteHost:
         site.task.add_done_callback(lambda task: _report_failure(client_id, task))
 
     async def _settle(self, attempt: tuple[int, int], survivors: Sequence[str]) -> None:
-        vectors = [self._sites[name].recorded.get(attempt) for name in survivors if name in self._sites]
+        recorded = [self._sites[name].recorded.get(attempt) for name in survivors if name in self._sites]
+        vectors = [entry.vector for entry in recorded if entry is not None]
         path = self._assignment.folder / f"sum-{attempt[0]}-{attempt[1]}.npy"
-        complete = all(vector is not None for vector in vectors)
+        complete = len(vectors) == len(recorded)
         if vectors and complete:
-            await asyncio.to_thread(_write_sum, path, [vector for vector in vectors if vector is not None])
+            await asyncio.to_thread(_write_sum, path, vectors)
         for site in self._sites.values():
             site.forget(attempt)
         emit(
             "settled",
             complete=complete,
             sum=str(path) if vectors and complete else None,
+            ring_bits=next((entry.ring_bits for entry in recorded if entry is not None), 0),
             bytes={client_id: site.tally.take() for client_id, site in self._sites.items()},
         )
 
@@ -109,7 +115,7 @@ class SiteHost:
                 emit("connected")
 
 
-def _write_sum(path: Path, vectors: Sequence[np.ndarray]) -> None:
+def _write_sum(path: Path, vectors: Sequence[npt.NDArray[np.unsignedinteger]]) -> None:
     total = np.zeros(len(vectors[0]), np.uint64)
     for vector in vectors:
         total += vector
@@ -145,8 +151,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     _raise_file_limit()
     assignment = Assignment.read(options.assignment)
-    warm_up(assignment.parameters, assignment.cohort, CodecSpec(1.0, assignment.bits, assignment.ring_bits))
-    asyncio.run(SiteHost(assignment).run())
+    warm_up(assignment.parameters, assignment.cohort, choose_codec(read_codec(assignment.codec), assignment.cohort))
+    host = SiteHost(assignment)
+    tune_collector()
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        runner.run(host.run())
 
 
 def _raise_file_limit() -> None:

@@ -1,6 +1,7 @@
 """Loads in one process what rounds of a size need: compiled kernels are part of a start, and not of a round."""
 
 import os
+from importlib import import_module
 
 import numpy as np
 
@@ -22,7 +23,8 @@ def warm_up(parameters: int, sites: int, spec: CodecSpec) -> None:
     combine_masks(vector, [os.urandom(16) for _ in range(sites)], [False] * sites)
     reduce_ring(vector, spec.ring_bits)
     pack(vector, spec.ring_bits)
+    # Shares are split and keys agreed on for all sites of this process, often enough for the compiled code to pay.
+    import_module("fl_core.crypto.kernels_shamir")
     split_secrets([os.urandom(32)], default_threshold(sites), range(sites), os.urandom)
-    # All sites of this process together agree on keys often enough for the compiled code to pay.
     ours, theirs = generate_key_pair(os.urandom), generate_key_pair(os.urandom)
     agree_many(ours.secret_key, [theirs.public_key] * COMPILED_FROM)

@@ -8,6 +8,8 @@ import asyncio
 import ssl
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
 
 from fl_core.errors import ConfigError, IdentityError, PeerLost
 from fl_core.transport.identity import Identity, Role, pinned_name
@@ -108,7 +110,8 @@ class _Look:
             writer.transport.abort()
 
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        context = _context(self.credentials)
+        own = self.credentials
+        context = _context(own.certificate_path, own.key_path, own.certificate_der)
         try:
             return await asyncio.open_connection(
                 self.host, self.port, ssl=context, server_hostname=pinned_name(self.role)
@@ -171,7 +174,9 @@ class _Look:
         )
 
 
-def _context(credentials: Credentials) -> ssl.SSLContext:
+@lru_cache(maxsize=64)
+def _context(certificate_path: Path, key_path: Path, certificate_der: bytes) -> ssl.SSLContext:  # noqa: ARG001
+    """Shows the certificate of these files. A renewed one is another, so that its context is made anew."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.set_alpn_protocols(["h2"])
@@ -179,7 +184,7 @@ def _context(credentials: Credentials) -> ssl.SSLContext:
     # say what is wrong; that the peer holds the certificate's key is proved by the handshake in any case.
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
-    context.load_cert_chain(credentials.certificate_path, credentials.key_path)
+    context.load_cert_chain(certificate_path, key_path)
     return context
 
 

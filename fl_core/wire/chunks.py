@@ -124,6 +124,13 @@ class ChunkWriter:
         return chunk
 
 
+def chunks_of(buffer: npt.NDArray[np.uint8], chunk_bytes: int) -> Iterator[tensors_pb2.Chunk]:
+    """The chunks of a buffer whose digest is known already, in order."""
+    view = buffer.data
+    for index, start in enumerate(range(0, view.nbytes, chunk_bytes)):
+        yield tensors_pb2.Chunk(index=index, data=bytes(view[start : start + chunk_bytes]))
+
+
 def stream_parts(
     writer: ChunkWriter,
 ) -> Iterator[tensors_pb2.StreamHeader | tensors_pb2.Chunk | tensors_pb2.StreamTrailer]:

@@ -46,6 +46,7 @@ log = structlog.get_logger(__name__)
 MAX_SPEC_BYTES = 1 << 20
 STALL_TIMEOUT_S = 30.0
 WATCH_POLL_S = 5.0
+WATCH_PAUSE_S = 0.05
 LONGEST_EVALUATION_S = 86_400.0
 
 ROLES = role_table(
@@ -220,6 +221,8 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServiceServicer):
                 await waiting
             finally:
                 waiting.cancel()
+            # Many sites often drop out at once: one look is enough for all of them.
+            await asyncio.sleep(WATCH_PAUSE_S)
 
     async def CancelJob(  # noqa: N802
         self,

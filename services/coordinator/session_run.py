@@ -335,15 +335,18 @@ class SessionRun:
 
     async def _pass_departures_on(self, plan: RoundPlan) -> None:
         while True:
-            client_id, reason = await self._departures.get()
-            await self.journal.drop(client_id, reason)
-            log.info("site_dropped", client_id=client_id, reason=reason.value)
+            departed = [await self._departures.get()]
+            while not self._departures.empty():
+                departed.append(self._departures.get_nowait())
+            for client_id, reason in departed:
+                await self.journal.drop(client_id, reason)
+                log.info("site_dropped", client_id=client_id, reason=reason.value)
             if plan.aggregation is Aggregation.SECAGG:
-                await self._mark_lost(plan, plan.index_of(client_id))
+                await self._mark_lost(plan, sorted(plan.index_of(client_id) for client_id, _ in departed))
 
-    async def _mark_lost(self, plan: RoundPlan, index: int) -> None:
+    async def _mark_lost(self, plan: RoundPlan, indices: Sequence[int]) -> None:
         try:
-            await self._keyserver.mark_lost(plan, [index])
+            await self._keyserver.mark_lost(plan, indices)
         except UnknownSession:
             raise
         except RemoteProtocolError as error:

@@ -21,6 +21,7 @@ from fl_core.transport.channel import SERVER_OPTIONS
 from fl_core.transport.identity import Role
 from fl_core.transport.tls import Credentials, LiveCredentials, check_role
 from fl_core.transport.tracing import tracing
+from services.runtime.collector import tune_collector
 from services.runtime.identity import OPEN_METHODS, Gatekeeper, RoleTable
 from services.runtime.interceptors import CallBoundary, known_error
 from services.runtime.logs import configure_logging
@@ -156,8 +157,9 @@ def run_program(main: Callable[[], Coroutine[Any, Any, None]]) -> int:
     Returns:
         Exit status: 0, 2 after an error that is then on stderr in one sentence, 130 after Ctrl-C.
     """
+    tune_collector()
     try:
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
             runner.run(main())
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
@@ -170,7 +172,8 @@ def run_program(main: Callable[[], Coroutine[Any, Any, None]]) -> int:
     return 0
 
 
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """What makes event loops: uvloop's where it is installed, None for those of asyncio."""
     try:
         import uvloop
     except ImportError:
