@@ -38,12 +38,14 @@ class ClusterOptions:
         log_level: of the services.
         presence_grace_s: how long a site may be away before it counts as lost.
         drain_seconds: how long a round that runs may finish when the cluster is stopped.
+        has_paillier_key: make a key for encrypted jobs.
     """
 
     base_port: int = 0
     log_level: str = "info"
     presence_grace_s: float = 1.0
     drain_seconds: float = 2.0
+    has_paillier_key: bool = False
 
 
 @dataclass(slots=True)
@@ -129,6 +131,7 @@ class LocalCluster:
         *,
         require_secure_aggregation: bool = True,
         min_cohort: int = MIN_COHORT,
+        paillier: str = "refuse",
         record_plain_updates: bool = False,
         log_level: str = "info",
     ) -> Path:
@@ -140,7 +143,11 @@ class LocalCluster:
             "coordinator": self.addresses["coordinator"],
             **_credentials(files),
             "state_dir": "state",
-            "policy": {"require_secure_aggregation": require_secure_aggregation, "min_cohort": min_cohort},
+            "policy": {
+                "require_secure_aggregation": require_secure_aggregation,
+                "min_cohort": min_cohort,
+                "paillier": paillier,
+            },
             "log": {"level": log_level, "format": "json"},
         }
         if record_plain_updates:
@@ -188,7 +195,19 @@ class LocalCluster:
             case "aggregator":
                 return {"coordinator": self.addresses["coordinator"]}
             case _:
-                return {}
+                return self._paillier_settings() if self.options.has_paillier_key else {}
+
+    def _paillier_settings(self) -> dict[str, object]:
+        from cli.keys import DEFAULT_BITS, write_new_key, write_unlock_file
+        from fl_core.crypto.paillier.key_files import UnlockSecret
+
+        folder = self._folder("keyserver")
+        key, unlock = folder / "paillier.key", folder / "paillier.unlock"
+        if not unlock.exists():
+            write_unlock_file(unlock)
+        if not key.exists():
+            write_new_key(key, DEFAULT_BITS, UnlockSecret(unlock.read_bytes(), is_passphrase=False))
+        return {"paillier_key": str(key), "paillier_unlock_file": str(unlock)}
 
     def _folder(self, service: str) -> Path:
         return self.workdir / service

@@ -7,7 +7,23 @@ import sys
 
 import typer
 
-from cli import db, evaluate, health, jobs, model, plan, selftest, serve, site, status, train, transcript, up, version
+from cli import (
+    db,
+    evaluate,
+    health,
+    jobs,
+    keys,
+    model,
+    plan,
+    selftest,
+    serve,
+    site,
+    status,
+    train,
+    transcript,
+    up,
+    version,
+)
 from cli.compose_demo.command import compose_demo_app
 from cli.demo.command import demo
 from cli.loadtest.command import loadtest
@@ -45,6 +61,7 @@ app.command("serve", rich_help_panel=RUN)(serve.serve)
 app.command("site", rich_help_panel=RUN)(site.site)
 app.command("health", rich_help_panel=RUN)(health.health)
 app.add_typer(pki_app, name="pki", rich_help_panel=RUN)
+app.add_typer(keys.keys_app, name="keys", rich_help_panel=RUN)
 app.add_typer(db.db_app, name="db", rich_help_panel=RUN)
 app.command("selftest", rich_help_panel=OTHER)(selftest.selftest)
 app.command("loadtest", rich_help_panel=OTHER)(loadtest)

@@ -63,15 +63,28 @@ async def take_part(plan: RoundPlan, site: Workplace) -> None:
     await asyncio.to_thread(site.journal.record_attempt, plan.job_id, plan.round_id, plan.attempt)
     services = await retry(lambda: site.connections.services(plan), deadline_s=plan.schedule.advertising.max_seconds)
     tell(site.observer.invited, plan)
-    if plan.aggregation is Aggregation.PLAIN:
-        await _take_plain_part(plan, index, site, services)
-    else:
-        await _take_secure_part(plan, index, site, services)
+    match plan.aggregation:
+        case Aggregation.PLAIN:
+            await _take_plain_part(plan, index, site, services)
+        case Aggregation.PAILLIER:
+            await _take_encrypted_part(plan, index, site, services)
+        case Aggregation.SECAGG:
+            await _take_secure_part(plan, index, site, services)
 
 
 async def _take_plain_part(plan: RoundPlan, index: int, site: Workplace, services: Services) -> None:
     vector = await _encode(plan, index, await _train(plan, site), site)
     await _upload(plan, index, vector, site, services)
+
+
+async def _take_encrypted_part(plan: RoundPlan, index: int, site: Workplace, services: Services) -> None:
+    # Here, so that a site without gmpy2 can take part in all other attempts.
+    from client_sdk.encrypted_upload import encrypt_upload
+
+    vector = await _encode(plan, index, await _train(plan, site), site)
+    credentials = site.connections.credentials
+    upload = await encrypt_upload(plan, index, vector, credentials, services.keyserver_certificate_der)
+    await _send(plan, upload, site, services)
 
 
 async def _take_secure_part(plan: RoundPlan, index: int, site: Workplace, services: Services) -> None:
@@ -125,6 +138,11 @@ async def _mask_and_upload(
 @traced("upload")
 async def _upload(plan: RoundPlan, index: int, vector: RingVector, site: Workplace, services: Services) -> bytes:
     upload = await asyncio.to_thread(Upload.of, plan, index, vector)
+    await _send(plan, upload, site, services)
+    return upload.digest
+
+
+async def _send(plan: RoundPlan, upload: Upload, site: Workplace, services: Services) -> None:
     seconds = plan.schedule.uploading.max_seconds
 
     def on_chunk(chunk: int, count: int) -> None:
@@ -134,7 +152,6 @@ async def _upload(plan: RoundPlan, index: int, vector: RingVector, site: Workpla
     with too_late_means(DropoutReason.UPLOAD_TIMEOUT):
         await retry(sending.run, deadline_s=seconds, backoff=sending.backoff)
     tell(site.observer.uploaded, plan)
-    return upload.digest
 
 
 @traced("reveal")

@@ -31,6 +31,7 @@ class Services:
 
     aggregator: "AggregatorServiceAsyncStub"
     secure_keyserver: "KeyServerServiceAsyncStub | None"
+    keyserver_certificate_der: bytes = b""
 
     @property
     def keyserver(self) -> "KeyServerServiceAsyncStub":
@@ -130,7 +131,7 @@ class Connections:
         if Role.KEYSERVER not in links:
             return Services(aggregator, None)
         keyserver = cast("KeyServerServiceAsyncStub", KeyServerServiceStub(links[Role.KEYSERVER].channel))
-        return Services(aggregator, keyserver)
+        return Services(aggregator, keyserver, certificates[Role.KEYSERVER])
 
     async def close(self) -> None:
         """Close every channel."""

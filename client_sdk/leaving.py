@@ -15,6 +15,7 @@ _REASONS: tuple[tuple[type[TacitError], DropoutReason], ...] = (
     (errors.PolicyRefused, DropoutReason.POLICY_REFUSED),
     (errors.PlanError, DropoutReason.POLICY_REFUSED),
     (errors.IdentityError, DropoutReason.POLICY_REFUSED),
+    (errors.ConfigError, DropoutReason.POLICY_REFUSED),
     (errors.BadSignature, DropoutReason.BAD_SIGNATURE),
     (errors.BadKey, DropoutReason.BAD_KEY),
     (errors.BadShares, DropoutReason.BAD_SHARES),

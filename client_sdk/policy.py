@@ -2,16 +2,30 @@
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import lru_cache
 
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from fl_core.errors import ConfigError, PolicyRefused, RemoteProtocolError
 from fl_core.rounds.cohort_rules import check_difference, check_smallest, check_trusted
+from fl_core.rounds.paillier_terms import Custody
 from fl_core.rounds.plan import Aggregation, RoundPlan, ServiceEndpoint, SparseGraph
 from fl_core.rounds.planner import check_plan
 from fl_core.secagg.degrees import Profile
 from fl_core.transport.identity import Identity, Role, cached_identity, parse_certificate
+
+
+class PaillierPolicy(StrEnum):
+    """Which encrypted attempts a site takes part in.
+
+    They are weaker than masked ones: no threshold of sites stands between a single update and the aggregator and key
+    server together.
+    """
+
+    REFUSE = "refuse"
+    THRESHOLD = "threshold"
+    KEYSERVER = "keyserver"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +44,10 @@ class SitePolicy:
             site leave attempts in which a site more or less than before dropped out.
         trusted_sites: client_ids that the owner knows to be different parties.
         min_trusted: how many of these must be in an attempt and in its sum beside this site.
+        paillier: encrypted attempts that this site takes part in: none (refuse), those whose private key is shared out
+            (threshold), or also those whose key server holds it alone (keyserver). The sites of their sum cannot be
+            looked at before it is opened, so an attempt is refused that could leave fewer than `min_cohort`, or whose
+            survivors other conditions here are about.
 
     Raises:
         ConfigError: a value is of the wrong type or out of range.
@@ -44,6 +62,7 @@ class SitePolicy:
     min_cohort_difference: int = 1
     trusted_sites: tuple[str, ...] = ()
     min_trusted: int = 0
+    paillier: PaillierPolicy = PaillierPolicy.REFUSE
 
     def __post_init__(self) -> None:
         if not isinstance(self.require_secure_aggregation, bool):
@@ -61,6 +80,11 @@ class SitePolicy:
         self._check_trusted()
         if self.min_profile not in tuple(Profile):
             raise ConfigError("policy.min_profile is unknown", expected=" | ".join(Profile), got=repr(self.min_profile))
+        if self.paillier not in tuple(PaillierPolicy):
+            raise ConfigError(
+                "policy.paillier is unknown", expected=" | ".join(PaillierPolicy), got=repr(self.paillier)
+            )
+        object.__setattr__(self, "paillier", PaillierPolicy(self.paillier))
         # A profile comes as text from site.yaml.
         object.__setattr__(self, "min_profile", Profile(self.min_profile))
         if isinstance(self.min_corrupt, bool) or not isinstance(self.min_corrupt, int | float):
@@ -173,7 +197,9 @@ def endpoints(plan: RoundPlan) -> dict[Role, ServiceEndpoint]:
 
 
 def _check_conditions(plan: RoundPlan, policy: SitePolicy) -> None:
-    if policy.require_secure_aggregation and plan.aggregation is not Aggregation.SECAGG:
+    if plan.aggregation is Aggregation.PAILLIER:
+        _check_paillier(plan, policy)
+    elif policy.require_secure_aggregation and plan.aggregation is not Aggregation.SECAGG:
         raise PolicyRefused(
             "this site takes part in secure aggregation only",
             expected=Aggregation.SECAGG.value,
@@ -189,6 +215,35 @@ def _check_conditions(plan: RoundPlan, policy: SitePolicy) -> None:
             raise PolicyRefused(
                 f"this site has pinned another {role.value}", expected=pins[role], got=endpoint.service_id
             )
+
+
+def _check_paillier(plan: RoundPlan, policy: SitePolicy) -> None:
+    accepted: dict[PaillierPolicy, tuple[Custody, ...]] = {
+        PaillierPolicy.REFUSE: (),
+        PaillierPolicy.THRESHOLD: (Custody.THRESHOLD,),
+        PaillierPolicy.KEYSERVER: tuple(Custody),
+    }
+    custody = None if plan.paillier is None else plan.paillier.custody
+    if custody not in accepted[policy.paillier]:
+        raise PolicyRefused(
+            "this site takes no part in such encrypted attempts",
+            expected=f"what policy.paillier allows, {policy.paillier.value}",
+            got=f"custody {custody}",
+            fix="change the job, or policy.paillier in site.yaml",
+        )
+    if plan.min_survivors < policy.min_cohort:
+        raise PolicyRefused(
+            "an encrypted sum could be of fewer sites than this site demands",
+            expected=f"min_survivors >= {policy.min_cohort}",
+            got=plan.min_survivors,
+            fix="raise min_survivors of the job, or lower policy.min_cohort in site.yaml",
+        )
+    if policy.min_trusted or policy.min_cohort_difference > 1:
+        raise PolicyRefused(
+            "this site has conditions on the survivors, whom it cannot look at in an encrypted attempt",
+            expected="a masked attempt",
+            fix="change the job, or policy.min_trusted and policy.min_cohort_difference in site.yaml",
+        )
 
 
 def _check_graph(plan: RoundPlan, graph: SparseGraph, policy: SitePolicy) -> None:

@@ -18,7 +18,7 @@ from fl_core.transport.errors import from_rpc_error
 from fl_core.transport.peer import call_unary
 from fl_core.transport.retry import Backoff
 from fl_core.wire.chunks import chunk_count, chunks_of
-from fl_core.wire.v1 import aggregator_pb2, tensors_pb2
+from fl_core.wire.v1 import aggregator_pb2, round_pb2, tensors_pb2
 
 if TYPE_CHECKING:
     from fl_core.wire.v1.aggregator_pb2_grpc import AggregatorServiceAsyncStub
@@ -36,13 +36,15 @@ OnChunk = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """The packed coordinates of one site in one attempt: masked, or plain in a plain attempt."""
+    """The packed coordinates of one site in one attempt: masked, encrypted, or plain in a plain attempt."""
 
     plan: RoundPlan
     index: int
     payload: npt.NDArray[np.uint8] = field(repr=False)
     digest: bytes
     """SHA-256 of the payload, 32 bytes."""
+    statement: round_pb2.UploadStatement | None = field(default=None, repr=False)
+    """What the site states about an encrypted upload."""
 
     @classmethod
     def of(cls, plan: RoundPlan, index: int, vector: RingVector) -> Self:
@@ -147,6 +149,7 @@ class Sending:
             model_version=upload.plan.model_version,
             stream=tensors_pb2.StreamHeader(total_bytes=upload.payload.nbytes, chunk_bytes=chunk_bytes),
             first_byte=first_byte,
+            statement=upload.statement,
         )
         call = self._aggregator.UpdateParameters(timeout=self._timeout_s)
         try:

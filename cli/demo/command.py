@@ -20,7 +20,7 @@ def demo(
     sites: Annotated[int, typer.Option("--sites", help="How many site processes.")] = 10,
     rounds: Annotated[int, typer.Option("--rounds", help="How many rounds.")] = 8,
     aggregation: Annotated[
-        Aggregation, typer.Option("--aggregation", help="Masked, or plain for comparison.")
+        Aggregation, typer.Option("--aggregation", help="Masked, Paillier-encrypted, or plain for comparison.")
     ] = Aggregation.SECAGG,
     kill: Annotated[
         int | None,

@@ -34,6 +34,7 @@ class KillPhase(StrEnum):
 
 _PHASES = {
     Aggregation.SECAGG: (KillPhase.AFTER_KEYS, KillPhase.MID_UPLOAD, KillPhase.AFTER_UPLOAD),
+    Aggregation.PAILLIER: (KillPhase.AFTER_TRAINING, KillPhase.MID_UPLOAD, KillPhase.AFTER_UPLOAD),
     Aggregation.PLAIN: (KillPhase.AFTER_TRAINING, KillPhase.MID_UPLOAD, KillPhase.AFTER_UPLOAD),
 }
 
@@ -46,7 +47,7 @@ class DemoOptions:
         workdir: folder of everything that the run leaves.
         sites: how many site processes.
         rounds: how many rounds.
-        aggregation: masked or plain.
+        aggregation: masked, encrypted or plain.
         kill: how many sites are killed in round 3, or in the last round when there are fewer.
         seed: of data split, model, training and the choice of victims. Masks and rounding never depend on it.
         record: sites log their updates before masking, for the check of exactness.

@@ -54,7 +54,9 @@ class Demo:
         self._claim_workdir()
         self._training, self._held_out = load_digit_sets(self.options.seed)
         self.view.step("starting the federation: CA, certificates, three services")
-        cluster_options = ClusterOptions(presence_grace_s=PRESENCE_GRACE_S)
+        cluster_options = ClusterOptions(
+            presence_grace_s=PRESENCE_GRACE_S, has_paillier_key=self.options.aggregation is Aggregation.PAILLIER
+        )
         with (
             LocalCluster(self.options.workdir, cluster_options) as cluster,
             SiteProcesses(self.view.site_event) as sites,
@@ -81,7 +83,8 @@ class Demo:
         for client_id, share in zip(self.options.client_ids, shares, strict=True):
             config = cluster.add_site(
                 client_id,
-                require_secure_aggregation=self.options.aggregation is Aggregation.SECAGG,
+                require_secure_aggregation=self.options.aggregation is not Aggregation.PLAIN,
+                paillier=_paillier_policy(self.options.aggregation),
                 record_plain_updates=self.options.record,
             )
             data = config.with_name("data.npz")
@@ -134,3 +137,7 @@ class Demo:
             ],
             detail=history.failure,
         )
+
+
+def _paillier_policy(aggregation: Aggregation) -> str:
+    return "keyserver" if aggregation is Aggregation.PAILLIER else "refuse"

@@ -13,6 +13,7 @@ from fl_core.codec.spec import Levels, Selection, check_feedback, check_stages
 from fl_core.errors import PlanError
 from fl_core.rounds.cohort import CohortBounds
 from fl_core.rounds.optimizer import OptimizerName, OptimizerSpec
+from fl_core.rounds.paillier_terms import Custody
 from fl_core.rounds.plan import (
     MAX_CHUNK_BYTES,
     MAX_WEIGHT,
@@ -70,13 +71,24 @@ class CodecChoice:
 
 
 @dataclass(frozen=True, slots=True)
+class PaillierChoice:
+    """What a job says about Paillier encryption.
+
+    Args:
+        custody: who can decrypt.
+    """
+
+    custody: Custody = Custody.KEYSERVER
+
+
+@dataclass(frozen=True, slots=True)
 class JobSpec:
     """One training job.
 
     Args:
         name: for people.
         rounds: rounds to commit.
-        aggregation: secure unless the job says plain.
+        aggregation: masked unless the job says encrypted or plain.
         codec: how updates become integers.
         cohort: fewest and most sites of an attempt, and how it is split into sessions.
         threshold: t of a complete graph; when None floor(2n/3) + 1 of the cohort, or a sparse graph with its own.
@@ -94,6 +106,7 @@ class JobSpec:
         phases: time bounds.
         optimizer: how the mean update moves the model.
         training: options for the sites' trainers.
+        paillier: of an encrypted job.
         evaluate_every: rounds between evaluations; 0 is never.
 
     Raises:
@@ -117,6 +130,7 @@ class JobSpec:
     phases: PhaseSchedule = field(default_factory=PhaseSchedule)
     optimizer: OptimizerSpec = field(default_factory=OptimizerSpec)
     training: Mapping[str, Scalar] = field(default_factory=lambda: MappingProxyType({}))
+    paillier: PaillierChoice = field(default_factory=PaillierChoice)
     evaluate_every: int = 1
 
     def __post_init__(self) -> None:
@@ -137,7 +151,7 @@ class JobSpec:
             raise PlanError(
                 "chunk_bytes is out of range", expected=f"a multiple of 8 up to {MAX_CHUNK_BYTES}", got=self.chunk_bytes
             )
-        if self.aggregation is Aggregation.SECAGG and self.cohort.smallest_session < SMALLEST_COHORT:
+        if self.aggregation is not Aggregation.PLAIN and self.cohort.smallest_session < SMALLEST_COHORT:
             raise PlanError(
                 "the cohort is too small to hide a site",
                 expected=f"cohort.min and cohort.split >= {SMALLEST_COHORT}",
@@ -194,7 +208,7 @@ def _plain(value: object) -> object:
             return value.value
         case Mapping():
             return dict(value)
-        case CodecChoice() | CohortBounds() | OptimizerSpec() | PhaseSchedule():
+        case CodecChoice() | CohortBounds() | OptimizerSpec() | PaillierChoice() | PhaseSchedule():
             return {name: _plain(part) for name, part in asdict(value).items() if part is not None}
         case _:
             return value
@@ -323,6 +337,7 @@ _COHORT: Mapping[str, Reader] = {
     "split": _optional(_integer),
     "min_sessions": _number,
 }
+_PAILLIER: Mapping[str, Reader] = {"custody": _member(Custody)}
 _PHASES: Mapping[str, Reader] = {phase.name: _bounds for phase in fields(PhaseSchedule)}
 _OPTIMIZER: Mapping[str, Reader] = {
     "name": _member(OptimizerName),
@@ -350,5 +365,6 @@ _JOB: Mapping[str, Reader] = {
     "phases": _section(PhaseSchedule, _PHASES),
     "optimizer": _section(OptimizerSpec, _OPTIMIZER),
     "training": _options,
+    "paillier": _section(PaillierChoice, _PAILLIER),
     "evaluate_every": _integer,
 }

@@ -11,6 +11,7 @@ from fl_core.codec.spec import CodecSpec
 from fl_core.codec.tensors import TensorManifest
 from fl_core.crypto import labels
 from fl_core.errors import PlanError
+from fl_core.rounds.paillier_terms import PaillierTerms
 from fl_core.secagg.context import HararySpec, SessionContext
 from fl_core.secagg.degrees import SMALLEST_DEGREE, Profile
 from fl_core.secagg.profiles import check_sparse_graph
@@ -62,6 +63,7 @@ class Aggregation(StrEnum):
 
     PLAIN = "plain"
     SECAGG = "secagg"
+    PAILLIER = "paillier"
 
 
 def check_training(training: Mapping[str, Scalar]) -> None:
@@ -199,7 +201,7 @@ class RoundPlan:
         job_id: the job.
         round_id: counts from 1.
         attempt: counts from 1 within the round.
-        aggregation: masked or plain.
+        aggregation: masked, encrypted or plain.
         model_version: the version that the sites train from.
         model_digest: 32 bytes, see `fl_core.wire.chunks`.
         manifest: names, dtypes and shapes of the model.
@@ -212,10 +214,11 @@ class RoundPlan:
         chunk_bytes: payload of one chunk of an upload.
         schedule: time bounds.
         aggregator: where updates go.
-        keyserver: where keys are exchanged; None in a plain attempt.
+        keyserver: where keys are exchanged, or where the sum is decrypted; None in a plain attempt.
         training: options for the trainer.
         roster: the cohort, by ascending client_id.
-        graph: the sparse graph of a secure attempt; complete when None. The threshold counts neighbours then.
+        graph: the sparse graph of a masked attempt; complete when None. The threshold counts neighbours then.
+        paillier: the key of an encrypted attempt.
 
     Raises:
         PlanError: a value is out of range or the parts do not fit together.
@@ -242,6 +245,7 @@ class RoundPlan:
     training: Mapping[str, Scalar] = field(default_factory=lambda: MappingProxyType({}))
     graph: SparseGraph | None = None
     _binding: list[bytes] = field(default_factory=list, init=False, repr=False, compare=False)
+    paillier: PaillierTerms | None = None
 
     def __post_init__(self) -> None:
         check_text("a job_id", self.job_id)
@@ -254,8 +258,12 @@ class RoundPlan:
             self.codec.check_maskable()
         if (self.keyserver is None) != (self.aggregation is Aggregation.PLAIN):
             raise PlanError("a key server belongs to a secure attempt and to no other", got=self.aggregation.value)
-        if self.graph is not None and self.aggregation is Aggregation.PLAIN:
-            raise PlanError("a graph belongs to a secure attempt and to no other", got=self.aggregation.value)
+        if self.graph is not None and self.aggregation is not Aggregation.SECAGG:
+            raise PlanError("a graph belongs to a masked attempt and to no other", got=self.aggregation.value)
+        if (self.paillier is None) == (self.aggregation is Aggregation.PAILLIER):
+            raise PlanError(
+                "a Paillier key belongs to an encrypted attempt and to no other", got=self.aggregation.value
+            )
 
     def _check_numbers(self) -> None:
         if not (1 <= self.round_id <= MAX_COUNT and 1 <= self.attempt <= MAX_ATTEMPT):
@@ -310,6 +318,7 @@ class RoundPlan:
             labels.PLAN,
             *self._scalar_fields(),
             *self._graph_fields(),
+            *([False] if self.paillier is None else self.paillier.fields()),
             *self._endpoint_fields(),
             *self._training_fields(),
         )

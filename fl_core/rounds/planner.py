@@ -7,7 +7,9 @@ from fl_core.codec.update_codec import UpdateCodec
 from fl_core.crypto.shamir import SHARE_BYTES
 from fl_core.errors import PlanError
 from fl_core.rounds.job import CodecChoice, JobSpec
+from fl_core.rounds.paillier_terms import PaillierTerms
 from fl_core.rounds.plan import Aggregation, JobId, RosterEntry, RoundPlan, ServiceEndpoint, SparseGraph
+from fl_core.secagg.context import SMALLEST_COHORT
 from fl_core.secagg.profiles import (
     GraphKind,
     GraphParameters,
@@ -93,6 +95,7 @@ def build_plan(
     keyserver: ServiceEndpoint | None,
     graph_commitment: bytes | None = None,
     span: float | None = None,
+    paillier: PaillierTerms | None = None,
 ) -> RoundPlan:
     """Write the plan of one attempt.
 
@@ -109,6 +112,7 @@ def build_plan(
         keyserver: where keys are exchanged; not used by a plain job.
         graph_commitment: to the coordinator's beacon, for a sparse graph. Without one the graph is complete.
         span: of the levels, as the round before asks for it; see `fl_core.codec.span`.
+        paillier: the key of an encrypted job.
 
     Returns:
         A plan that passed `check_plan`.
@@ -120,7 +124,7 @@ def build_plan(
     fewest_sites, most_sites = job.cohort.smallest_session, job.cohort.largest_session
     if not fewest_sites <= size <= most_sites:
         raise PlanError("the cohort is out of range", expected=f"{fewest_sites} to {most_sites} sites", got=size)
-    is_secure = job.aggregation is Aggregation.SECAGG
+    is_secure = job.aggregation is not Aggregation.PLAIN
     sparse = None if graph_commitment is None else choose_sparse_graph(job, size)
     threshold = job.threshold or (_threshold(job, size) if sparse is None else sparse.threshold)
     fewest = threshold if sparse is None else size - most_dropouts(size, job.max_dropout)
@@ -147,6 +151,7 @@ def build_plan(
         graph=None
         if sparse is None or graph_commitment is None
         else SparseGraph(sparse.degree, job.profile, graph_commitment),
+        paillier=paillier,
     )
     check_plan(plan)
     return plan
@@ -190,6 +195,8 @@ def check_plan(plan: RoundPlan) -> None:
                 fix="raise min_survivors or max_dropout",
             )
         plan.session_context()
+    if plan.aggregation is Aggregation.PAILLIER:
+        _check_encryption(plan)
     most = size - most_dropouts(size, plan.max_dropout)
     if plan.min_survivors > most:
         raise PlanError(
@@ -215,6 +222,8 @@ def check_job(job: JobSpec) -> None:
         survivors = max(job.min_survivors or threshold, threshold)
         if job.aggregation is Aggregation.SECAGG:
             check_thresholds(size, threshold, job.max_dropout, job.max_corrupt)
+        if job.aggregation is Aggregation.PAILLIER:
+            _check_smallest_sum(survivors)
         if survivors > size - most_dropouts(size, job.max_dropout):
             raise PlanError(
                 f"the job cannot hold for a cohort of {size}",
@@ -230,7 +239,11 @@ def codec_of(plan: RoundPlan) -> UpdateCodec:
 
 
 def upload_bytes(plan: RoundPlan) -> int:
-    """Payload of one upload: the packed vector."""
+    """Payload of one upload: the packed vector, or its ciphertexts."""
+    if plan.aggregation is Aggregation.PAILLIER:
+        from fl_core.rounds.encryption import encrypted_context
+
+        return encrypted_context(plan).upload_bytes
     return packed_bytes(plan.length, plan.codec.ring_bits)
 
 
@@ -238,7 +251,7 @@ def bytes_up_per_site(plan: RoundPlan) -> int:
     """An upper estimate of the message bytes that one site sends in this attempt, on all its streams."""
     payload = upload_bytes(plan)
     upload = payload + (payload // plan.chunk_bytes + 3) * _CHUNK_FRAME_BYTES + _HELLOS_BYTES
-    if plan.aggregation is Aggregation.PLAIN:
+    if plan.aggregation is not Aggregation.SECAGG:
         return upload
     holders = len(plan.roster) if plan.graph is None else plan.graph.degree
     shares = holders * (SEALED_SHARE_BYTES + SHARE_BYTES + 2 * _SHARE_FRAME_BYTES)
@@ -249,6 +262,24 @@ def _threshold(job: JobSpec, size: int) -> int:
     if job.aggregation is Aggregation.SECAGG:
         return default_threshold(size)
     return max(1, size - most_dropouts(size, job.max_dropout))
+
+
+def _check_encryption(plan: RoundPlan) -> None:
+    # Here, so that a site without gmpy2 can read every plan and take part in the others.
+    from fl_core.rounds.encryption import encrypted_context
+
+    _check_smallest_sum(plan.min_survivors)
+    encrypted_context(plan)
+
+
+def _check_smallest_sum(survivors: int) -> None:
+    if survivors < SMALLEST_COHORT:
+        raise PlanError(
+            "an encrypted sum of so few sites hides none of them",
+            expected=f"min_survivors >= {SMALLEST_COHORT}",
+            got=survivors,
+            fix="raise min_survivors or cohort.min, or lower max_dropout",
+        )
 
 
 def _check_endpoints(plan: RoundPlan) -> None:

@@ -51,6 +51,34 @@ async def read_stream(
         call.cancel()
 
 
+async def converse(
+    method: Callable[..., Any], requests: AsyncIterable[Request], *, timeout_s: float
+) -> AsyncIterator[Any]:
+    """Send a stream and read the answers to it meanwhile; leaving the iteration cancels the call.
+
+    Args:
+        method: a method of a stub.
+        requests: the messages; an error that this iteration raises is raised here.
+        timeout_s: seconds for the whole conversation.
+
+    Raises:
+        TacitError: as `call_unary`.
+    """
+    source = _Watched(requests)
+    call: Any = method(source.messages(), timeout=timeout_s)
+    try:
+        with rpc_errors():
+            async for response in call:
+                yield response
+    except (asyncio.CancelledError, TacitError):
+        # gRPC turns an error of the request iterator into a bare cancellation.
+        if source.error is not None:
+            raise source.error from None
+        raise
+    finally:
+        call.cancel()
+
+
 async def send_stream(
     method: Callable[..., Awaitable[Response]], requests: AsyncIterable[Request], *, timeout_s: float
 ) -> Response:

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, load_pem_priv
 
 from fl_core.crypto import labels
 from fl_core.crypto.agreement import derive_key
+from fl_core.crypto.sealed_box import CertificateOpener
 from fl_core.crypto.signing import CertificateSigner
 from fl_core.errors import ConfigError, IdentityError, TacitError
 from fl_core.transport.identity import Identity, Role, TrustStore, parse_certificate
@@ -77,6 +78,10 @@ class Credentials:
     def signer(self) -> CertificateSigner:
         """The key of the certificate, for the signatures of secure aggregation."""
         return CertificateSigner(self.certificate_der, _parse_key(self.key_path, self._key_pem))
+
+    def opener(self) -> CertificateOpener:
+        """The key of the certificate, for what was sealed to it."""
+        return CertificateOpener(_parse_key(self.key_path, self._key_pem))
 
     def storage_key(self) -> bytes:
         """32 bytes that only a holder of the private key can derive, for what this party keeps on its own disk.

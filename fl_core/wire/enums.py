@@ -7,6 +7,7 @@ from typing import TypeVar
 from fl_core.codec.spec import Levels, Selection
 from fl_core.errors import RemoteProtocolError
 from fl_core.rounds.machine import AbandonReason, DropoutReason, RoundState
+from fl_core.rounds.paillier_terms import Custody
 from fl_core.rounds.plan import Aggregation
 from fl_core.secagg.degrees import Profile
 from fl_core.wire.v1 import round_pb2
@@ -26,6 +27,20 @@ def aggregation_from_proto(number: int) -> Aggregation:
         RemoteProtocolError: unspecified or unknown.
     """
     return _named(Aggregation, round_pb2.Aggregation.Value, "AGGREGATION_", number)
+
+
+def custody_to_proto(value: Custody) -> round_pb2.PaillierCustody.ValueType:
+    """To the wire."""
+    return round_pb2.PaillierCustody.Value(f"PAILLIER_CUSTODY_{value.name}")
+
+
+def custody_from_proto(number: int) -> Custody:
+    """From the wire.
+
+    Raises:
+        RemoteProtocolError: unspecified or unknown.
+    """
+    return _named(Custody, round_pb2.PaillierCustody.Value, "PAILLIER_CUSTODY_", number)
 
 
 def profile_to_proto(value: Profile) -> round_pb2.GraphProfile.ValueType:

@@ -7,6 +7,7 @@ from types import MappingProxyType
 from fl_core.codec.spec import CodecSpec
 from fl_core.codec.tensors import DTYPES, MAX_RANK, MAX_TENSORS, TensorManifest, TensorSpec
 from fl_core.errors import CodecError, PlanError
+from fl_core.rounds.paillier_terms import PaillierTerms
 from fl_core.rounds.plan import (
     MAX_COHORT,
     MAX_TRAINING_OPTIONS,
@@ -24,6 +25,8 @@ from fl_core.rounds.plan import (
 from fl_core.wire.enums import (
     aggregation_from_proto,
     aggregation_to_proto,
+    custody_from_proto,
+    custody_to_proto,
     levels_from_proto,
     levels_to_proto,
     profile_from_proto,
@@ -141,6 +144,8 @@ def plan_to_proto(plan: RoundPlan) -> round_pb2.RoundPlan:
             for entry in plan.roster
         ],
     )
+    if plan.paillier is not None:
+        message.paillier.CopyFrom(paillier_terms_to_proto(plan.paillier))
     if plan.graph is not None:
         message.graph.CopyFrom(_graph_to_proto(plan.graph))
     training_to_proto(plan.training, message.training)
@@ -178,7 +183,25 @@ def plan_from_proto(message: round_pb2.RoundPlan) -> RoundPlan:
         roster=tuple(RosterEntry(ClientId(entry.client_id), entry.certificate_sha256) for entry in message.roster),
         training=training_from_proto(message.training),
         graph=_graph_from_proto(message.graph) if message.HasField("graph") else None,
+        paillier=paillier_terms_from_proto(message.paillier) if message.HasField("paillier") else None,
     )
+
+
+def paillier_terms_to_proto(terms: PaillierTerms) -> round_pb2.PaillierTerms:
+    """To the wire."""
+    return round_pb2.PaillierTerms(
+        modulus=terms.modulus, endorsement=terms.endorsement, custody=custody_to_proto(terms.custody)
+    )
+
+
+def paillier_terms_from_proto(message: round_pb2.PaillierTerms) -> PaillierTerms:
+    """From the wire.
+
+    Raises:
+        PlanError: a size is impossible.
+        RemoteProtocolError: an unknown custody.
+    """
+    return PaillierTerms(message.modulus, message.endorsement, custody_from_proto(message.custody))
 
 
 def _spec_from_proto(message: tensors_pb2.TensorSpec) -> TensorSpec:

@@ -5,10 +5,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Self
 
-from fl_core.codec.packing import packed_bytes
-from fl_core.errors import CodecError, StaleMessage, StreamError, TacitError
+from fl_core.errors import BadSignature, CodecError, IdentityError, StaleMessage, StreamError, TacitError
 from fl_core.rounds.machine import DropoutReason
-from fl_core.rounds.plan import RoundPlan
+from fl_core.rounds.plan import Aggregation, RoundPlan
+from fl_core.rounds.planner import upload_bytes
+from fl_core.transport.identity import TrustStore
 from fl_core.wire.chunks import ChunkReader
 from fl_core.wire.v1 import aggregator_pb2, tensors_pb2
 from services.aggregator.partial import PartialUpload, PartialUploads, Truncated, UploadKey
@@ -44,8 +45,9 @@ class UploadIntake:
         session: AggregationSession,
         header: aggregator_pb2.UpdateHeader,
         requests: AsyncIterator[aggregator_pb2.UpdateParametersRequest],
+        trust: TrustStore,
     ) -> bytes:
-        """Take the upload of the site that is known to be at `header.index`.
+        """Take the upload of the site that is known to be at `header.index`; `trust` checks what it signed about it.
 
         Returns:
             SHA-256 of its bytes, which are in the sum now.
@@ -57,6 +59,8 @@ class UploadIntake:
             SessionFrozen: the survivors are frozen.
             RemoteProtocolError: the site uploaded something else before, or may not upload.
             Overloaded: it is not known yet who may upload.
+            BadSignature: of an encrypted upload, it is not the site's.
+            IdentityError: of an encrypted upload, it is signed by another certificate.
             PeerLost: the site went silent.
         """
         index = header.index
@@ -64,12 +68,17 @@ class UploadIntake:
         await session.until_admitted(index, self._stall_timeout_s)
         received = _Tally()
         try:
+            if session.plan.aggregation is Aggregation.PAILLIER:
+                session.encrypted_sum().expect(index, header.statement, trust)
             return await self._receive_upload(session, header, requests, received)
         except Truncated:
             session.note_broken(index, received.count)
             raise
         except (StreamError, StaleMessage) as error:
             session.refuse(index, DropoutReason.UPLOAD_REFUSED, error, received.count)
+            raise
+        except (BadSignature, IdentityError) as error:
+            session.refuse(index, DropoutReason.BAD_SIGNATURE, error, received.count)
             raise
         except CodecError as error:
             session.refuse(index, DropoutReason.INVALID_UPDATE, error, received.count)
@@ -264,7 +273,7 @@ def _check_model(plan: RoundPlan, header: aggregator_pb2.UpdateHeader) -> None:
 
 
 def _open_reader(plan: RoundPlan, header: tensors_pb2.StreamHeader) -> ChunkReader:
-    total_bytes = packed_bytes(plan.length, plan.codec.ring_bits)
+    total_bytes = upload_bytes(plan)
     return ChunkReader(header, max_bytes=total_bytes, expected_bytes=total_bytes, expected_chunk_bytes=plan.chunk_bytes)
 
 

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from time import monotonic
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -31,6 +32,9 @@ from services.runtime.metrics import watch_sessions, watch_staging
 from services.runtime.sessions import SessionTable, StreamSlots
 from services.runtime.staging import StagingArea
 from services.runtime.streams import expect_message
+
+if TYPE_CHECKING:
+    from services.aggregator.encrypted import EncryptedSum
 
 log = structlog.get_logger(__name__)
 
@@ -93,7 +97,7 @@ class AggregatorService(aggregator_pb2_grpc.AggregatorServiceServicer):
             session = self._sessions.get(session_id_from_proto(header.session_id))
             check_site(session.plan, identity, header.index)
             _bind(session.plan, index=header.index)
-            sha256 = await self._intake.receive_upload(session, header, requests)
+            sha256 = await self._intake.receive_upload(session, header, requests, self._credentials.trust)
         return aggregator_pb2.UpdateParametersResponse(session_id=session.plan.session_id, upload_sha256=sha256)
 
     async def GetUpload(  # noqa: N802
@@ -141,13 +145,15 @@ class AggregatorService(aggregator_pb2_grpc.AggregatorServiceServicer):
     async def FreezeSurvivors(  # noqa: N802
         self, request: aggregator_pb2.FreezeSurvivorsRequest, context: Context
     ) -> aggregator_pb2.FreezeSurvivorsResponse:
-        """Coordinator: take no more uploads. A plain sum is reported before the answer."""
+        """Coordinator: take no more uploads. A sum that needs no mask is reported before the answer."""
         owner = caller(context)
         session = self._sessions.owned(session_id_from_proto(request.session_id), owner)
         _bind(session.plan)
         survivors = await session.freeze(indices_from_proto(request.eligible, len(session.plan.roster)))
         log.info("survivors_frozen", survivors=len(survivors))
-        if session.plan.aggregation is Aggregation.PLAIN:
+        if session.plan.aggregation is Aggregation.PAILLIER:
+            await session.decrypt(self._open_encrypted)
+        if session.plan.aggregation is not Aggregation.SECAGG:
             await self._report(session)
         part = sign_part("frozen", frozen_body(session.upload_tree()), self._credentials.current.signer())
         return aggregator_pb2.FreezeSurvivorsResponse(survivors=survivors, part=part_to_proto(part))
@@ -199,6 +205,15 @@ class AggregatorService(aggregator_pb2_grpc.AggregatorServiceServicer):
             session.finish()
             self._sessions.finish(session.plan.session_id)
 
+    async def _open_encrypted(self, plan: RoundPlan, encrypted: "EncryptedSum") -> None:
+        from services.aggregator.encrypted import SumDecryption
+
+        settings = self._settings
+        decryption = SumDecryption(
+            lambda: self._credentials.current, settings.decryption_timeout_seconds, settings.crypto_threads
+        )
+        await decryption.open(plan, encrypted)
+
     def _check_memory(self, plan: RoundPlan) -> None:
         taken = sum(session.sum_bytes for session in self._sessions)
         if taken + sum_bytes(plan) > self._settings.max_sum_bytes:
@@ -212,7 +227,7 @@ class AggregatorService(aggregator_pb2_grpc.AggregatorServiceServicer):
 
 def _check_keyserver(plan: RoundPlan, identity: Identity) -> None:
     if plan.keyserver is None:
-        raise RemoteProtocolError("a plain session has no mask", expected="a session with secure aggregation")
+        raise RemoteProtocolError("a session without masks has none", expected="a session with secure aggregation")
     check_service(plan.keyserver, identity)
 
 

@@ -4,12 +4,13 @@ import asyncio
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fl_core.crypto.mask_prg import RingVector, lane_dtype
 from fl_core.errors import BadAggregate, Overloaded, RemoteProtocolError, SessionFrozen, TacitError
 from fl_core.rounds.machine import DropoutReason
 from fl_core.rounds.plan import Aggregation, RoundPlan
+from fl_core.rounds.planner import upload_bytes
 from fl_core.secagg.inclusion import UploadTree
 from services.aggregator.partial import PartialUploads
 from services.aggregator.sums import ReleasedSum, RunningSum, open_sum
@@ -17,6 +18,10 @@ from services.runtime.events import EventLog
 from services.runtime.offload import offload
 from services.runtime.sessions import run_to_end
 from services.runtime.staging import StagedStream, read_vector
+
+if TYPE_CHECKING:
+    # Needs gmpy2, which an aggregator of masked sums does not have to have.
+    from services.aggregator.encrypted import EncryptedSum
 
 
 class Phase(StrEnum):
@@ -74,9 +79,9 @@ class AggregationSession:
         self._final: dict[int, Upload] = {}
         self._broken: dict[int, int] = {}
         self._eligible: frozenset[int] = frozenset()
-        # In a plain session there is no exchange of keys to wait for.
+        # In other than masked sessions there is no exchange of keys to wait for.
         everybody = frozenset(range(len(plan.roster)))
-        self._admitted: frozenset[int] | None = everybody if plan.aggregation is Aggregation.PLAIN else None
+        self._admitted: frozenset[int] | None = None if plan.aggregation is Aggregation.SECAGG else everybody
         self._admission = asyncio.Event()
         self._survivors: tuple[int, ...] = ()
         self._mask_sha256 = b""
@@ -268,7 +273,7 @@ class AggregationSession:
         """
         if self._ended is not None:
             raise self._ended
-        if self._phase is Phase.COLLECTING or self.plan.aggregation is Aggregation.PLAIN:
+        if self._phase is Phase.COLLECTING or self.plan.aggregation is not Aggregation.SECAGG:
             raise SessionFrozen("the session waits for no mask", got=f"one in phase {self._phase.value}")
         if survivors != self._survivors:
             raise RemoteProtocolError(
@@ -276,6 +281,48 @@ class AggregationSession:
                 expected=f"the {len(self._survivors)} sites that the aggregator froze",
                 got=f"{len(survivors)} sites",
             )
+
+    def encrypted_sum(self) -> "EncryptedSum":
+        """The sum of an encrypted session.
+
+        Raises:
+            RemoteProtocolError: the session is not encrypted.
+            SessionFrozen: the sum was released.
+        """
+        from services.aggregator.encrypted import EncryptedSum
+
+        running = self._running_sum()
+        if not isinstance(running, EncryptedSum):
+            raise RemoteProtocolError("the session is not encrypted", got=self.plan.aggregation.value)
+        return running
+
+    async def decrypt(self, open_sum: "Callable[[RoundPlan, EncryptedSum], Coroutine[Any, Any, None]]") -> None:
+        """Have an encrypted sum opened, once, and release it. A caller who goes away does not stop it.
+
+        Args:
+            open_sum: opens the sum in place.
+
+        Raises:
+            BadAggregate: what comes out is no sum of the survivors.
+            TacitError: the key server refuses, or is lost; the session is over then.
+        """
+
+        async def opened() -> None:
+            async with self.releasing:
+                if self._phase is Phase.AWAITING_MASK:
+                    await self._decrypt(open_sum)
+
+        await run_to_end(lambda: asyncio.create_task(opened()))
+
+    async def _decrypt(self, open_sum: "Callable[[RoundPlan, EncryptedSum], Coroutine[Any, Any, None]]") -> None:
+        encrypted = self.encrypted_sum()
+        try:
+            await open_sum(self.plan, encrypted)
+            self._release(encrypted.release(None))
+        except TacitError as error:
+            # One sum is opened once: what was lost on the way cannot be asked for again.
+            self.end(error)
+            raise
 
     def finish(self) -> None:
         """The aggregate arrived: keep the facts, drop the vectors."""
@@ -298,8 +345,7 @@ class AggregationSession:
             return
         self.check_collecting()
         running = self._running_sum()
-        vector = await offload(read_vector, staged, self.plan.length, self.plan.codec.ring_bits)
-        await offload(running.add, index, vector)
+        await offload(running.take, index, staged, sha256)
         self._settle(Upload(index, sha256, received_bytes))
 
     async def _freeze(self, eligible: frozenset[int]) -> None:
@@ -388,5 +434,7 @@ class AggregationSession:
 
 def sum_bytes(plan: RoundPlan) -> int:
     """Memory of the running sum of a plan, in bytes."""
+    if plan.aggregation is Aggregation.PAILLIER:
+        return upload_bytes(plan)
     lane_bytes: int = lane_dtype(plan.codec.ring_bits).itemsize
     return plan.length * lane_bytes

@@ -1,5 +1,7 @@
 """Settings of the aggregator."""
 
+import os
+
 from pydantic import Field, field_validator
 
 from services.runtime.settings import ServiceSettings, split_address
@@ -17,6 +19,8 @@ class AggregatorSettings(ServiceSettings):
         max_partial_uploads: uploads that broke off and are kept, so that their sites can go on with them.
         streams_per_caller: streams that one site or service may hold open at once.
         stall_timeout_seconds: longest pause between two messages of a stream.
+        decryption_timeout_seconds: how long the key server may take to decrypt one sum.
+        crypto_threads: threads that blind an encrypted sum.
         report_timeout_seconds: how long the coordinator is tried before an aggregate is given up.
     """
 
@@ -29,6 +33,8 @@ class AggregatorSettings(ServiceSettings):
     streams_per_caller: int = Field(default=4, ge=1)
     stall_timeout_seconds: float = Field(default=30.0, gt=0)
     report_timeout_seconds: float = Field(default=60.0, gt=0)
+    decryption_timeout_seconds: float = Field(default=600.0, gt=0)
+    crypto_threads: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1)
 
     @field_validator("coordinator")
     @classmethod

@@ -1,4 +1,4 @@
-"""The running sum of one session: one vector, whatever the cohort, masked or plain."""
+"""The running sum of one session: one vector, whatever the cohort, masked, encrypted or plain."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -12,6 +12,7 @@ from fl_core.errors import BadAggregate, CodecError, LocalProtocolError, NotEnou
 from fl_core.rounds.plan import Aggregation, RoundPlan
 from fl_core.secagg.masked_sum import AwaitingMask, CollectingMaskedInputs
 from fl_core.secagg.messages import MaskedInput
+from services.runtime.staging import StagedStream, read_vector
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +56,12 @@ class RunningSum(Protocol):
             LocalProtocolError: others were admitted before.
         """
 
-    def add(self, index: int, vector: RingVector) -> None:
-        """Add the upload of one site.
+    def take(self, index: int, staged: StagedStream, sha256: bytes) -> None:
+        """Add the whole and proved upload of one site. Takes a while: run it in a thread.
 
         Raises:
             CodecError: the upload is impossible on its face.
+            StreamError: it is not what its site signed.
         """
 
     def freeze(self, eligible: Iterable[int]) -> tuple[int, ...]:
@@ -76,19 +78,37 @@ class RunningSum(Protocol):
 
 def open_sum(plan: RoundPlan) -> RunningSum:
     """An empty sum, of the kind that the plan asks for."""
-    return MaskedSum(plan) if plan.aggregation is Aggregation.SECAGG else PlainSum(plan)
+    match plan.aggregation:
+        case Aggregation.SECAGG:
+            return MaskedSum(plan)
+        case Aggregation.PAILLIER:
+            return _encrypted_sum(plan)
+        case Aggregation.PLAIN:
+            return PlainSum(plan)
+
+
+def _encrypted_sum(plan: RoundPlan) -> RunningSum:
+    # Here, so that an aggregator of masked sums does without gmpy2.
+    from services.aggregator.encrypted import EncryptedSum
+
+    return EncryptedSum(plan)
 
 
 class MaskedSum:
     """Masked uploads; the phases of the core do the work."""
 
     def __init__(self, plan: RoundPlan) -> None:
+        self._plan = plan
         self._collecting = CollectingMaskedInputs(plan.session_context())
         self._awaiting: AwaitingMask | None = None
 
     def admit(self, eligible: Iterable[int]) -> None:
         """See `RunningSum`."""
         self._collecting.admit(eligible)
+
+    def take(self, index: int, staged: StagedStream, sha256: bytes) -> None:  # noqa: ARG002 - nothing was signed
+        """See `RunningSum`."""
+        self.add(index, read_vector(staged, self._plan.length, self._plan.codec.ring_bits))
 
     def add(self, index: int, vector: RingVector) -> None:
         """Add one masked upload."""
@@ -116,6 +136,10 @@ class PlainSum:
 
     def admit(self, eligible: Iterable[int]) -> None:
         """See `RunningSum`. The whole roster may be in a plain sum."""
+
+    def take(self, index: int, staged: StagedStream, sha256: bytes) -> None:  # noqa: ARG002 - nothing was signed
+        """See `RunningSum`."""
+        self.add(index, read_vector(staged, self._plan.length, self._plan.codec.ring_bits))
 
     def add(self, index: int, vector: RingVector) -> None:
         """Check and add one upload."""

@@ -25,6 +25,7 @@ from fl_core.rounds.machine import (
     next_deadline_s,
     quorum,
 )
+from fl_core.rounds.paillier_terms import PaillierTerms
 from fl_core.rounds.partition import partition
 from fl_core.rounds.plan import Aggregation, ClientId, RosterEntry
 from fl_core.rounds.planner import build_plan, choose_codec
@@ -36,6 +37,7 @@ from services.coordinator.applying import make_next_version
 from services.coordinator.failures import AttemptFailed, Halt, failure_of, run_beside, until_cancelled
 from services.coordinator.journal import AttemptJournal
 from services.coordinator.measures import QUARANTINES_SUSPENDED
+from services.coordinator.peers import KeyServerPeer
 from services.coordinator.records import ModelRecord, SiteBytes
 from services.coordinator.resources import Resources
 from services.coordinator.session_run import SessionRun
@@ -192,7 +194,8 @@ class Attempt:
         span, key = await self._span(), self.journal.key
         spec = self._common_codec(len(rosters[0]), span)
         aggregators = await self._with.aggregators.place(len(rosters))
-        keyservers = await self._with.keyservers.place(len(rosters)) if is_secure else [None] * len(rosters)
+        needs_keys = self._spec.aggregation is not Aggregation.PLAIN
+        keyservers = await self._with.keyservers.place(len(rosters)) if needs_keys else [None] * len(rosters)
         sessions = []
         for roster, aggregator, keyserver in zip(rosters, aggregators, keyservers, strict=True):
             beacon = make_beacon(os.urandom) if is_secure else None
@@ -209,10 +212,16 @@ class Attempt:
                 keyserver=keyserver.endpoint if keyserver else None,
                 graph_commitment=beacon.commitment if beacon else None,
                 span=span,
+                paillier=await self._paillier_terms(keyserver.peer) if keyserver else None,
             )
             peer = keyserver.peer if keyserver else None
             sessions.append(SessionRun(plan, beacon, aggregator.peer, peer, self._with))
         return tuple(sessions)
+
+    async def _paillier_terms(self, keyserver: KeyServerPeer) -> PaillierTerms | None:
+        if self._spec.aggregation is not Aggregation.PAILLIER:
+            return None
+        return await keyserver.paillier_terms(self._spec.paillier.custody)
 
     def _common_codec(self, largest: int, span: float | None) -> JobSpec:
         """The job with the codec of its largest session: sums are added only where a level means the same."""

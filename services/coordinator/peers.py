@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import grpc
 
 from fl_core.errors import RemoteProtocolError, TacitError
+from fl_core.rounds.paillier_terms import Custody, PaillierTerms
 from fl_core.rounds.plan import RoundPlan, ServiceEndpoint
 from fl_core.secagg.messages import Beacon
 from fl_core.transport.channel import open_channel
@@ -17,7 +18,7 @@ from fl_core.transport.preflight import check_service
 from fl_core.transport.retry import Backoff, retry
 from fl_core.transport.tls import Credentials
 from fl_core.wire.checks import indices_from_proto
-from fl_core.wire.convert import beacon_to_proto, plan_to_proto
+from fl_core.wire.convert import beacon_to_proto, custody_to_proto, paillier_terms_from_proto, plan_to_proto
 from fl_core.wire.v1 import aggregator_pb2, aggregator_pb2_grpc, keyserver_pb2, keyserver_pb2_grpc, round_pb2
 
 CALL_TIMEOUT_S = 10.0
@@ -192,6 +193,12 @@ class KeyServerPeer(ServicePeer):
         """Begin a session."""
         response = await self.call("OpenExchange", keyserver_pb2.OpenExchangeRequest(plan=plan_to_proto(plan)))
         check_session(plan, response.session_id, "key server")
+
+    async def paillier_terms(self, custody: Custody) -> PaillierTerms:
+        """The Paillier key of the next encrypted attempt."""
+        request = keyserver_pb2.GetPaillierKeyRequest(custody=custody_to_proto(custody))
+        response = await self.call("GetPaillierKey", request)
+        return paillier_terms_from_proto(response.terms)
 
     async def exchange(self, plan: RoundPlan) -> AsyncIterator[keyserver_pb2.WatchExchangeResponse]:
         """Drop-outs of the exchange, and its end."""

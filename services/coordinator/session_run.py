@@ -115,7 +115,7 @@ class SessionRun:
             watchers = [self._watch_uploads(plan), self._pass_departures_on(plan)]
             if plan.aggregation is Aggregation.SECAGG:
                 return await run_beside(self._sum_masked(plan, arrival), self._watch_exchange(plan), *watchers)
-            return await run_beside(self._sum_plain(plan, arrival), *watchers)
+            return await run_beside(self._sum_unmasked(plan, arrival), *watchers)
 
     def leave(self, client_id: ClientId, reason: DropoutReason, detail: str = "") -> None:
         """A site leaves on purpose, in its own words, or is lost; said again it changes nothing."""
@@ -198,7 +198,7 @@ class SessionRun:
         await self.journal.receive(self._names(aggregate.info.survivors), aggregate.info)
         return aggregate
 
-    async def _sum_plain(self, plan: RoundPlan, arrival: Arrival) -> Aggregate:
+    async def _sum_unmasked(self, plan: RoundPlan, arrival: Arrival) -> Aggregate:
         survivors, _ = await self._collect_uploads(plan, range(len(plan.roster)))
         arrival.survivors = survivors
         aggregate = arrival.take()

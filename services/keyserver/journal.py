@@ -7,9 +7,9 @@ written here, durably, before the first site is asked, and one that stands here 
 import time
 from collections.abc import Callable
 
+from fl_core.crypto import labels
 from fl_core.errors import SessionFrozen
 from fl_core.rounds.plan import RoundPlan
-from fl_core.secagg.context import hash_indices
 from services.keyserver.tables import UnmaskedSession
 from services.runtime.database import Database, open_database, undivided, upgrade
 
@@ -64,7 +64,7 @@ class UnmaskJournal:
             job_id=plan.job_id,
             round_id=plan.round_id,
             attempt=plan.attempt,
-            survivors_sha256=hash_indices(plan.session_context(), survivors),
+            survivors_sha256=labels.digest_fields(labels.INDEX_SET, plan.binding, *sorted(survivors)),
             recorded_at=self._clock(),
         )
         async with self._database.transaction() as transaction:

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import grpc
 import structlog
@@ -17,6 +18,9 @@ from services.keyserver.journal import UnmaskJournal
 from services.keyserver.service import ROLES, KeyServerService
 from services.keyserver.settings import KeyServerSettings
 from services.runtime.server import run_program, serve
+
+if TYPE_CHECKING:
+    from services.keyserver.decryption import DecryptionDesk
 
 log = structlog.get_logger(__name__)
 
@@ -31,7 +35,7 @@ async def open_service(settings: KeyServerSettings) -> AsyncIterator[KeyServerSe
     """
     credentials = LiveCredentials(settings.credentials())
     journal = await UnmaskJournal.open(settings.journal_url)
-    service = KeyServerService(settings, credentials, journal)
+    service = KeyServerService(settings, credentials, journal, _desk(settings, credentials, journal))
     try:
         yield service
     finally:
@@ -54,6 +58,16 @@ async def run(settings: KeyServerSettings) -> None:
             add_servicers=partial(add_servicers, service),
             drain=service.drain,
         )
+
+
+def _desk(settings: KeyServerSettings, credentials: LiveCredentials, journal: UnmaskJournal) -> "DecryptionDesk | None":
+    if settings.paillier_key is None:
+        return None
+    from services.keyserver.decryption import DecryptionDesk
+    from services.keyserver.paillier_keys import PaillierKeyRing
+
+    ring = PaillierKeyRing.from_settings(settings)
+    return DecryptionDesk(ring, credentials, journal, settings.mask_threads, settings.message_timeout_seconds)
 
 
 def add_servicers(service: KeyServerService, server: grpc.aio.Server) -> None:

@@ -4,11 +4,12 @@ import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from time import monotonic
+from typing import TYPE_CHECKING
 
 import structlog
 
 import fl_core
-from fl_core.errors import PlanError, RemoteProtocolError
+from fl_core.errors import NotFound, PlanError, RemoteProtocolError
 from fl_core.rounds.plan import Aggregation, RoundPlan
 from fl_core.secagg.inclusion import UploadTree
 from fl_core.secagg.transcript import BadTranscript, Body, beacon_body, sign_part, uploads_of
@@ -18,8 +19,10 @@ from fl_core.wire.convert import (
     abandon_reason_to_proto,
     advertisement_from_proto,
     beacon_from_proto,
+    custody_from_proto,
     dropout_reason_to_proto,
     indices_from_proto,
+    paillier_terms_to_proto,
     part_from_proto,
     part_to_proto,
     plan_from_proto,
@@ -42,6 +45,10 @@ from services.runtime.metrics import watch_sessions
 from services.runtime.sessions import SessionTable, StreamSlots
 from services.runtime.streams import expect_message
 
+if TYPE_CHECKING:
+    # Needs gmpy2, which a key server of masked sums does not have to have.
+    from services.keyserver.decryption import DecryptionDesk
+
 log = structlog.get_logger(__name__)
 
 ROLES = role_table(
@@ -54,6 +61,8 @@ ROLES = role_table(
         "RevealBeacon": {Role.COORDINATOR},
         "MarkLost": {Role.COORDINATOR},
         "Unmask": {Role.COORDINATOR},
+        "GetPaillierKey": {Role.COORDINATOR},
+        "DecryptSum": {Role.AGGREGATOR},
         "AbandonExchange": {Role.COORDINATOR},
         "GetStatus": set(Role),
     },
@@ -70,12 +79,20 @@ class KeyServerService(keyserver_pb2_grpc.KeyServerServiceServicer):
         settings: of the key server.
         credentials: its certificate, and whom it trusts, as they are now.
         journal: of unmasked sessions.
+        desk: opens encrypted sums; None when this key server has no key for them.
     """
 
-    def __init__(self, settings: KeyServerSettings, credentials: LiveCredentials, journal: UnmaskJournal) -> None:
+    def __init__(
+        self,
+        settings: KeyServerSettings,
+        credentials: LiveCredentials,
+        journal: UnmaskJournal,
+        desk: "DecryptionDesk | None" = None,
+    ) -> None:
         self._settings = settings
         self._credentials = credentials
         self._journal = journal
+        self._desk = desk
         self._started = monotonic()
         self._sessions: SessionTable[ExchangeSession] = SessionTable(settings.max_sessions)
         self._streams = StreamSlots(settings.streams_per_caller)
@@ -219,6 +236,26 @@ class KeyServerService(keyserver_pb2_grpc.KeyServerServiceServicer):
         response.part.CopyFrom(self._part("unmasked", _unmasked_body(session, uploads, outcome)))
         return response
 
+    async def GetPaillierKey(  # noqa: N802
+        self,
+        request: keyserver_pb2.GetPaillierKeyRequest,
+        context: Context,  # noqa: ARG002
+    ) -> keyserver_pb2.GetPaillierKeyResponse:
+        """Coordinator: the key of the next encrypted attempt."""
+        terms = await self._decryption().terms(custody_from_proto(request.custody))
+        return keyserver_pb2.GetPaillierKeyResponse(terms=paillier_terms_to_proto(terms))
+
+    async def DecryptSum(  # noqa: N802
+        self, request_iterator: AsyncIterator[keyserver_pb2.DecryptSumRequest], context: Context
+    ) -> AsyncIterator[keyserver_pb2.DecryptSumResponse]:
+        """Aggregator: the plaintexts of one blinded sum, without the pads of its sites."""
+        identity = caller(context)
+        with self._streams.hold(identity.name):
+            requests = aiter(request_iterator)
+            header = (await expect_message(requests, "header", self._settings.message_timeout_seconds)).header
+            async for plaintexts in self._decryption().open(header, identity, requests):
+                yield keyserver_pb2.DecryptSumResponse(plaintexts=plaintexts)
+
     async def AbandonExchange(  # noqa: N802
         self, request: keyserver_pb2.AbandonExchangeRequest, context: Context
     ) -> keyserver_pb2.AbandonExchangeResponse:
@@ -243,6 +280,15 @@ class KeyServerService(keyserver_pb2_grpc.KeyServerServiceServicer):
             sessions=[_status(session) for session in self._sessions if request.job_id in ("", session.plan.job_id)],
         )
 
+    def _decryption(self) -> "DecryptionDesk":
+        if self._desk is None:
+            raise NotFound(
+                "this key server has no Paillier key",
+                expected="paillier_key in its configuration",
+                fix="make one with `tacit keys make`, or choose aggregation: secagg",
+            )
+        return self._desk
+
     def _part(self, kind: str, body: Body) -> round_pb2.SignedPart:
         return part_to_proto(sign_part(kind, body, self._credentials.current.signer()))
 
@@ -254,7 +300,7 @@ class KeyServerService(keyserver_pb2_grpc.KeyServerServiceServicer):
 
     def _check_plan(self, plan: RoundPlan) -> None:
         if plan.aggregation is not Aggregation.SECAGG:
-            raise PlanError("a plain attempt needs no key server", expected=Aggregation.SECAGG.value)
+            raise PlanError("only a masked attempt has an exchange of keys", expected=Aggregation.SECAGG.value)
         check_addressed(plan.keyserver, self._credentials.current.identity)
         if len(plan.roster) > self._settings.max_cohort:
             raise PlanError(

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 
 from services.runtime.database import sqlite_url, with_password
 from services.runtime.settings import ServiceSettings
@@ -20,7 +20,10 @@ class KeyServerSettings(ServiceSettings):
         streams_per_caller: streams that one site or service may hold open at once.
         message_timeout_seconds: how long a site may take for a message that needs no work.
         delivery_timeout_seconds: how long the aggregator is tried before a combined mask is given up.
-        mask_threads: threads that expand masks.
+        mask_threads: threads that expand masks, and that decrypt sums.
+        paillier_key: sealed key of encrypted jobs, made by `tacit keys make`; none when empty.
+        paillier_unlock_file: key file that opens it; without one the passphrase does.
+        paillier_passphrase: opens it; for the environment, not for the file.
     """
 
     database_url: str = ""
@@ -30,6 +33,9 @@ class KeyServerSettings(ServiceSettings):
     streams_per_caller: int = Field(default=4, ge=1)
     message_timeout_seconds: float = Field(default=30.0, gt=0)
     delivery_timeout_seconds: float = Field(default=120.0, gt=0)
+    paillier_key: Path | None = None
+    paillier_unlock_file: Path | None = None
+    paillier_passphrase: SecretStr = SecretStr("")
     mask_threads: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1)
 
     @property

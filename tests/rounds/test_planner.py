@@ -11,6 +11,7 @@ from fl_core.codec.spec import CodecSpec
 from fl_core.codec.tensors import TensorManifest, TensorSpec
 from fl_core.errors import PlanError
 from fl_core.rounds.job import CodecChoice, job_from_mapping
+from fl_core.rounds.paillier_terms import PaillierTerms
 from fl_core.rounds.plan import (
     Aggregation,
     ClientId,
@@ -179,13 +180,21 @@ OTHER: dict[str, Any] = {
     "roster": tuple(RosterEntry(ClientId(f"site-{i:05}"), bytes([i + 1] * 32)) for i in range(10)),
     "training": {"lr": 0.1},
     "graph": SparseGraph(4, Profile.EQUIVOCATION_SAFE, b"g" * 32),
+    "paillier": PaillierTerms(b"\x01" * 256, b"s" * 70),
+}
+
+
+# What has to change with it.
+ALONG: dict[str, dict[str, Any]] = {
+    "aggregation": {"keyserver": None},
+    "paillier": {"aggregation": Aggregation.PAILLIER},
 }
 
 
 @pytest.mark.parametrize("name", [field.name for field in fields(RoundPlan) if field.init])
 def test_every_field_of_a_plan_changes_the_session(name: str) -> None:
     plan = plan_of()
-    change = {name: OTHER[name]} | ({"keyserver": None} if name == "aggregation" else {})
+    change = {name: OTHER[name]} | ALONG.get(name, {})
     assert replace(plan, **change).session_id != plan.session_id
 
 

@@ -49,6 +49,7 @@ class UpdateHeader(google.protobuf.message.Message):
     MODEL_VERSION_FIELD_NUMBER: builtins.int
     STREAM_FIELD_NUMBER: builtins.int
     FIRST_BYTE_FIELD_NUMBER: builtins.int
+    STATEMENT_FIELD_NUMBER: builtins.int
     session_id: builtins.bytes
     index: builtins.int
     model_version: builtins.int
@@ -59,6 +60,10 @@ class UpdateHeader(google.protobuf.message.Message):
     """
     @property
     def stream(self) -> fl_core.wire.v1.tensors_pb2.StreamHeader: ...
+    @property
+    def statement(self) -> fl_core.wire.v1.round_pb2.UploadStatement:
+        """Of an encrypted upload."""
+
     def __init__(
         self,
         *,
@@ -67,9 +72,10 @@ class UpdateHeader(google.protobuf.message.Message):
         model_version: builtins.int = ...,
         stream: fl_core.wire.v1.tensors_pb2.StreamHeader | None = ...,
         first_byte: builtins.int = ...,
+        statement: fl_core.wire.v1.round_pb2.UploadStatement | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["stream", b"stream"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["first_byte", b"first_byte", "index", b"index", "model_version", b"model_version", "session_id", b"session_id", "stream", b"stream"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["statement", b"statement", "stream", b"stream"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["first_byte", b"first_byte", "index", b"index", "model_version", b"model_version", "session_id", b"session_id", "statement", b"statement", "stream", b"stream"]) -> None: ...
 
 global___UpdateHeader = UpdateHeader
 

@@ -507,6 +507,99 @@ class UnmaskResponse(google.protobuf.message.Message):
 global___UnmaskResponse = UnmaskResponse
 
 @typing.final
+class GetPaillierKeyRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CUSTODY_FIELD_NUMBER: builtins.int
+    custody: fl_core.wire.v1.round_pb2.PaillierCustody.ValueType
+    def __init__(
+        self,
+        *,
+        custody: fl_core.wire.v1.round_pb2.PaillierCustody.ValueType = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["custody", b"custody"]) -> None: ...
+
+global___GetPaillierKeyRequest = GetPaillierKeyRequest
+
+@typing.final
+class GetPaillierKeyResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TERMS_FIELD_NUMBER: builtins.int
+    @property
+    def terms(self) -> fl_core.wire.v1.round_pb2.PaillierTerms: ...
+    def __init__(
+        self,
+        *,
+        terms: fl_core.wire.v1.round_pb2.PaillierTerms | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["terms", b"terms"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["terms", b"terms"]) -> None: ...
+
+global___GetPaillierKeyResponse = GetPaillierKeyResponse
+
+@typing.final
+class DecryptionHeader(google.protobuf.message.Message):
+    """The plan is the one that the sites signed for; the statements are theirs, ascending."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PLAN_FIELD_NUMBER: builtins.int
+    STATEMENTS_FIELD_NUMBER: builtins.int
+    @property
+    def plan(self) -> fl_core.wire.v1.round_pb2.RoundPlan: ...
+    @property
+    def statements(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[fl_core.wire.v1.round_pb2.UploadStatement]: ...
+    def __init__(
+        self,
+        *,
+        plan: fl_core.wire.v1.round_pb2.RoundPlan | None = ...,
+        statements: collections.abc.Iterable[fl_core.wire.v1.round_pb2.UploadStatement] | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["plan", b"plan"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["plan", b"plan", "statements", b"statements"]) -> None: ...
+
+global___DecryptionHeader = DecryptionHeader
+
+@typing.final
+class DecryptSumRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: builtins.int
+    CIPHERTEXTS_FIELD_NUMBER: builtins.int
+    ciphertexts: builtins.bytes
+    """Whole ciphertexts, in order."""
+    @property
+    def header(self) -> global___DecryptionHeader: ...
+    def __init__(
+        self,
+        *,
+        header: global___DecryptionHeader | None = ...,
+        ciphertexts: builtins.bytes = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["ciphertexts", b"ciphertexts", "header", b"header", "part", b"part"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["ciphertexts", b"ciphertexts", "header", b"header", "part", b"part"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["part", b"part"]) -> typing.Literal["header", "ciphertexts"] | None: ...
+
+global___DecryptSumRequest = DecryptSumRequest
+
+@typing.final
+class DecryptSumResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PLAINTEXTS_FIELD_NUMBER: builtins.int
+    plaintexts: builtins.bytes
+    """One plaintext for each ciphertext of one request, in order."""
+    def __init__(
+        self,
+        *,
+        plaintexts: builtins.bytes = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["plaintexts", b"plaintexts"]) -> None: ...
+
+global___DecryptSumResponse = DecryptSumResponse
+
+@typing.final
 class AbandonExchangeRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 

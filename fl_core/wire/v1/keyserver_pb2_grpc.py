@@ -70,6 +70,16 @@ class KeyServerServiceStub(object):
                 request_serializer=fl__core_dot_wire_dot_v1_dot_keyserver__pb2.UnmaskRequest.SerializeToString,
                 response_deserializer=fl__core_dot_wire_dot_v1_dot_keyserver__pb2.UnmaskResponse.FromString,
                 _registered_method=True)
+        self.GetPaillierKey = channel.unary_unary(
+                '/fl_core.wire.v1.KeyServerService/GetPaillierKey',
+                request_serializer=fl__core_dot_wire_dot_v1_dot_keyserver__pb2.GetPaillierKeyRequest.SerializeToString,
+                response_deserializer=fl__core_dot_wire_dot_v1_dot_keyserver__pb2.GetPaillierKeyResponse.FromString,
+                _registered_method=True)
+        self.DecryptSum = channel.stream_stream(
+                '/fl_core.wire.v1.KeyServerService/DecryptSum',
+                request_serializer=fl__core_dot_wire_dot_v1_dot_keyserver__pb2.DecryptSumRequest.SerializeToString,
+                response_deserializer=fl__core_dot_wire_dot_v1_dot_keyserver__pb2.DecryptSumResponse.FromString,
+                _registered_method=True)
         self.AbandonExchange = channel.unary_unary(
                 '/fl_core.wire.v1.KeyServerService/AbandonExchange',
                 request_serializer=fl__core_dot_wire_dot_v1_dot_keyserver__pb2.AbandonExchangeRequest.SerializeToString,
@@ -134,6 +144,20 @@ class KeyServerServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetPaillierKey(self, request, context):
+        """coordinator: the Paillier key of the next encrypted attempt.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DecryptSum(self, request_iterator, context):
+        """aggregator: decrypt one blinded sum, once, and take the pads of the declared sites away from it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def AbandonExchange(self, request, context):
         """coordinator
         """
@@ -185,6 +209,16 @@ def add_KeyServerServiceServicer_to_server(servicer, server):
                     servicer.Unmask,
                     request_deserializer=fl__core_dot_wire_dot_v1_dot_keyserver__pb2.UnmaskRequest.FromString,
                     response_serializer=fl__core_dot_wire_dot_v1_dot_keyserver__pb2.UnmaskResponse.SerializeToString,
+            ),
+            'GetPaillierKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetPaillierKey,
+                    request_deserializer=fl__core_dot_wire_dot_v1_dot_keyserver__pb2.GetPaillierKeyRequest.FromString,
+                    response_serializer=fl__core_dot_wire_dot_v1_dot_keyserver__pb2.GetPaillierKeyResponse.SerializeToString,
+            ),
+            'DecryptSum': grpc.stream_stream_rpc_method_handler(
+                    servicer.DecryptSum,
+                    request_deserializer=fl__core_dot_wire_dot_v1_dot_keyserver__pb2.DecryptSumRequest.FromString,
+                    response_serializer=fl__core_dot_wire_dot_v1_dot_keyserver__pb2.DecryptSumResponse.SerializeToString,
             ),
             'AbandonExchange': grpc.unary_unary_rpc_method_handler(
                     servicer.AbandonExchange,
@@ -386,6 +420,60 @@ class KeyServerService(object):
             '/fl_core.wire.v1.KeyServerService/Unmask',
             fl__core_dot_wire_dot_v1_dot_keyserver__pb2.UnmaskRequest.SerializeToString,
             fl__core_dot_wire_dot_v1_dot_keyserver__pb2.UnmaskResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetPaillierKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fl_core.wire.v1.KeyServerService/GetPaillierKey',
+            fl__core_dot_wire_dot_v1_dot_keyserver__pb2.GetPaillierKeyRequest.SerializeToString,
+            fl__core_dot_wire_dot_v1_dot_keyserver__pb2.GetPaillierKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DecryptSum(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/fl_core.wire.v1.KeyServerService/DecryptSum',
+            fl__core_dot_wire_dot_v1_dot_keyserver__pb2.DecryptSumRequest.SerializeToString,
+            fl__core_dot_wire_dot_v1_dot_keyserver__pb2.DecryptSumResponse.FromString,
             options,
             channel_credentials,
             insecure,

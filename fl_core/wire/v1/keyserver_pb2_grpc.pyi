@@ -62,6 +62,18 @@ class KeyServerServiceStub:
     ]
     """coordinator: run rounds 3 and 4 for this U3 and hand the combined mask to the aggregator. Once per session."""
 
+    GetPaillierKey: grpc.UnaryUnaryMultiCallable[
+        fl_core.wire.v1.keyserver_pb2.GetPaillierKeyRequest,
+        fl_core.wire.v1.keyserver_pb2.GetPaillierKeyResponse,
+    ]
+    """coordinator: the Paillier key of the next encrypted attempt."""
+
+    DecryptSum: grpc.StreamStreamMultiCallable[
+        fl_core.wire.v1.keyserver_pb2.DecryptSumRequest,
+        fl_core.wire.v1.keyserver_pb2.DecryptSumResponse,
+    ]
+    """aggregator: decrypt one blinded sum, once, and take the pads of the declared sites away from it."""
+
     AbandonExchange: grpc.UnaryUnaryMultiCallable[
         fl_core.wire.v1.keyserver_pb2.AbandonExchangeRequest,
         fl_core.wire.v1.keyserver_pb2.AbandonExchangeResponse,
@@ -116,6 +128,18 @@ class KeyServerServiceAsyncStub:
         fl_core.wire.v1.keyserver_pb2.UnmaskResponse,
     ]
     """coordinator: run rounds 3 and 4 for this U3 and hand the combined mask to the aggregator. Once per session."""
+
+    GetPaillierKey: grpc.aio.UnaryUnaryMultiCallable[
+        fl_core.wire.v1.keyserver_pb2.GetPaillierKeyRequest,
+        fl_core.wire.v1.keyserver_pb2.GetPaillierKeyResponse,
+    ]
+    """coordinator: the Paillier key of the next encrypted attempt."""
+
+    DecryptSum: grpc.aio.StreamStreamMultiCallable[
+        fl_core.wire.v1.keyserver_pb2.DecryptSumRequest,
+        fl_core.wire.v1.keyserver_pb2.DecryptSumResponse,
+    ]
+    """aggregator: decrypt one blinded sum, once, and take the pads of the declared sites away from it."""
 
     AbandonExchange: grpc.aio.UnaryUnaryMultiCallable[
         fl_core.wire.v1.keyserver_pb2.AbandonExchangeRequest,
@@ -185,6 +209,22 @@ class KeyServerServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[fl_core.wire.v1.keyserver_pb2.UnmaskResponse, collections.abc.Awaitable[fl_core.wire.v1.keyserver_pb2.UnmaskResponse]]:
         """coordinator: run rounds 3 and 4 for this U3 and hand the combined mask to the aggregator. Once per session."""
+
+    @abc.abstractmethod
+    def GetPaillierKey(
+        self,
+        request: fl_core.wire.v1.keyserver_pb2.GetPaillierKeyRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[fl_core.wire.v1.keyserver_pb2.GetPaillierKeyResponse, collections.abc.Awaitable[fl_core.wire.v1.keyserver_pb2.GetPaillierKeyResponse]]:
+        """coordinator: the Paillier key of the next encrypted attempt."""
+
+    @abc.abstractmethod
+    def DecryptSum(
+        self,
+        request_iterator: _MaybeAsyncIterator[fl_core.wire.v1.keyserver_pb2.DecryptSumRequest],
+        context: _ServicerContext,
+    ) -> typing.Union[collections.abc.Iterator[fl_core.wire.v1.keyserver_pb2.DecryptSumResponse], collections.abc.AsyncIterator[fl_core.wire.v1.keyserver_pb2.DecryptSumResponse]]:
+        """aggregator: decrypt one blinded sum, once, and take the pads of the declared sites away from it."""
 
     @abc.abstractmethod
     def AbandonExchange(

@@ -29,12 +29,14 @@ class _AggregationEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     AGGREGATION_UNSPECIFIED: _Aggregation.ValueType  # 0
     AGGREGATION_PLAIN: _Aggregation.ValueType  # 1
     AGGREGATION_SECAGG: _Aggregation.ValueType  # 2
+    AGGREGATION_PAILLIER: _Aggregation.ValueType  # 3
 
 class Aggregation(_Aggregation, metaclass=_AggregationEnumTypeWrapper): ...
 
 AGGREGATION_UNSPECIFIED: Aggregation.ValueType  # 0
 AGGREGATION_PLAIN: Aggregation.ValueType  # 1
 AGGREGATION_SECAGG: Aggregation.ValueType  # 2
+AGGREGATION_PAILLIER: Aggregation.ValueType  # 3
 global___Aggregation = Aggregation
 
 class _RoundState:
@@ -212,6 +214,23 @@ GRAPH_PROFILE_UNSPECIFIED: GraphProfile.ValueType  # 0
 GRAPH_PROFILE_HONEST_BUT_CURIOUS: GraphProfile.ValueType  # 1
 GRAPH_PROFILE_EQUIVOCATION_SAFE: GraphProfile.ValueType  # 2
 global___GraphProfile = GraphProfile
+
+class _PaillierCustody:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _PaillierCustodyEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_PaillierCustody.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    PAILLIER_CUSTODY_UNSPECIFIED: _PaillierCustody.ValueType  # 0
+    PAILLIER_CUSTODY_KEYSERVER: _PaillierCustody.ValueType  # 1
+    PAILLIER_CUSTODY_THRESHOLD: _PaillierCustody.ValueType  # 2
+
+class PaillierCustody(_PaillierCustody, metaclass=_PaillierCustodyEnumTypeWrapper): ...
+
+PAILLIER_CUSTODY_UNSPECIFIED: PaillierCustody.ValueType  # 0
+PAILLIER_CUSTODY_KEYSERVER: PaillierCustody.ValueType  # 1
+PAILLIER_CUSTODY_THRESHOLD: PaillierCustody.ValueType  # 2
+global___PaillierCustody = PaillierCustody
 
 @typing.final
 class CodecSpec(google.protobuf.message.Message):
@@ -411,6 +430,61 @@ class Scalar(google.protobuf.message.Message):
 global___Scalar = Scalar
 
 @typing.final
+class PaillierTerms(google.protobuf.message.Message):
+    """The public key of an encrypted attempt, and who can decrypt."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MODULUS_FIELD_NUMBER: builtins.int
+    ENDORSEMENT_FIELD_NUMBER: builtins.int
+    CUSTODY_FIELD_NUMBER: builtins.int
+    modulus: builtins.bytes
+    """n, big-endian."""
+    endorsement: builtins.bytes
+    """ECDSA over it by the key server's certificate, DER."""
+    custody: global___PaillierCustody.ValueType
+    def __init__(
+        self,
+        *,
+        modulus: builtins.bytes = ...,
+        endorsement: builtins.bytes = ...,
+        custody: global___PaillierCustody.ValueType = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["custody", b"custody", "endorsement", b"endorsement", "modulus", b"modulus"]) -> None: ...
+
+global___PaillierTerms = PaillierTerms
+
+@typing.final
+class UploadStatement(google.protobuf.message.Message):
+    """What a site says about its encrypted upload, to aggregator and key server."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: builtins.int
+    SEALED_SEED_FIELD_NUMBER: builtins.int
+    UPLOAD_SHA256_FIELD_NUMBER: builtins.int
+    CERTIFICATE_DER_FIELD_NUMBER: builtins.int
+    SIGNATURE_FIELD_NUMBER: builtins.int
+    index: builtins.int
+    sealed_seed: builtins.bytes
+    """The seed of its pads, sealed to the key server's certificate."""
+    upload_sha256: builtins.bytes
+    certificate_der: builtins.bytes
+    signature: builtins.bytes
+    def __init__(
+        self,
+        *,
+        index: builtins.int = ...,
+        sealed_seed: builtins.bytes = ...,
+        upload_sha256: builtins.bytes = ...,
+        certificate_der: builtins.bytes = ...,
+        signature: builtins.bytes = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["certificate_der", b"certificate_der", "index", b"index", "sealed_seed", b"sealed_seed", "signature", b"signature", "upload_sha256", b"upload_sha256"]) -> None: ...
+
+global___UploadStatement = UploadStatement
+
+@typing.final
 class RoundPlan(google.protobuf.message.Message):
     """Coordinator to every party, at the start of an attempt. Its digest is part of the context of the session."""
 
@@ -454,6 +528,7 @@ class RoundPlan(google.protobuf.message.Message):
     TRAINING_FIELD_NUMBER: builtins.int
     ROSTER_FIELD_NUMBER: builtins.int
     GRAPH_FIELD_NUMBER: builtins.int
+    PAILLIER_FIELD_NUMBER: builtins.int
     job_id: builtins.str
     round_id: builtins.int
     attempt: builtins.int
@@ -482,7 +557,11 @@ class RoundPlan(google.protobuf.message.Message):
     def roster(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___RosterEntry]: ...
     @property
     def graph(self) -> global___SparseGraph:
-        """Of a secure attempt; the graph is complete when it is not set."""
+        """Of a masked attempt; the graph is complete when it is not set."""
+
+    @property
+    def paillier(self) -> global___PaillierTerms:
+        """Of an encrypted attempt."""
 
     def __init__(
         self,
@@ -507,9 +586,10 @@ class RoundPlan(google.protobuf.message.Message):
         training: collections.abc.Mapping[builtins.str, global___Scalar] | None = ...,
         roster: collections.abc.Iterable[global___RosterEntry] | None = ...,
         graph: global___SparseGraph | None = ...,
+        paillier: global___PaillierTerms | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["aggregator", b"aggregator", "codec", b"codec", "graph", b"graph", "keyserver", b"keyserver", "manifest", b"manifest", "schedule", b"schedule"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["aggregation", b"aggregation", "aggregator", b"aggregator", "attempt", b"attempt", "chunk_bytes", b"chunk_bytes", "codec", b"codec", "graph", b"graph", "job_id", b"job_id", "keyserver", b"keyserver", "manifest", b"manifest", "max_corrupt", b"max_corrupt", "max_dropout", b"max_dropout", "max_weight", b"max_weight", "min_survivors", b"min_survivors", "model_digest", b"model_digest", "model_version", b"model_version", "roster", b"roster", "round_id", b"round_id", "schedule", b"schedule", "threshold", b"threshold", "training", b"training"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["aggregator", b"aggregator", "codec", b"codec", "graph", b"graph", "keyserver", b"keyserver", "manifest", b"manifest", "paillier", b"paillier", "schedule", b"schedule"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["aggregation", b"aggregation", "aggregator", b"aggregator", "attempt", b"attempt", "chunk_bytes", b"chunk_bytes", "codec", b"codec", "graph", b"graph", "job_id", b"job_id", "keyserver", b"keyserver", "manifest", b"manifest", "max_corrupt", b"max_corrupt", "max_dropout", b"max_dropout", "max_weight", b"max_weight", "min_survivors", b"min_survivors", "model_digest", b"model_digest", "model_version", b"model_version", "paillier", b"paillier", "roster", b"roster", "round_id", b"round_id", "schedule", b"schedule", "threshold", b"threshold", "training", b"training"]) -> None: ...
 
 global___RoundPlan = RoundPlan
 

@@ -1,0 +1,182 @@
+"""The sum of an encrypted attempt: added up as uploads are proved, and opened once with the key server's help."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, cast
+
+import grpc
+import structlog
+
+from fl_core.crypto.mask_prg import RingVector
+from fl_core.crypto.paillier.ciphertexts import read_plaintexts
+from fl_core.encrypted.running_total import BlindedTotal, EncryptedTotal
+from fl_core.encrypted.statement import UploadStatement, check_statement
+from fl_core.errors import BadAggregate, CodecError, CryptoError, PermissionRefused, RemoteProtocolError, StreamError
+from fl_core.rounds.encryption import encrypted_context
+from fl_core.rounds.plan import RoundPlan, ServiceEndpoint
+from fl_core.transport.channel import open_channel
+from fl_core.transport.identity import Role, RosterTrust, TrustStore
+from fl_core.transport.peer import converse
+from fl_core.transport.preflight import check_service
+from fl_core.transport.tls import Credentials
+from fl_core.wire.convert import plan_to_proto
+from fl_core.wire.statements import statement_from_proto, statement_to_proto
+from fl_core.wire.v1 import keyserver_pb2, keyserver_pb2_grpc, round_pb2
+from services.runtime.offload import offload
+from services.runtime.staging import StagedStream
+
+if TYPE_CHECKING:
+    from fl_core.wire.v1.keyserver_pb2_grpc import KeyServerServiceAsyncStub
+
+log = structlog.get_logger(__name__)
+
+PART = 512
+"""Ciphertexts that are blinded, sent and decrypted at a time."""
+
+_BYTE_BITS = 8
+
+
+class EncryptedSum:
+    """Encrypted uploads of one session, and what their sites stated about them.
+
+    Args:
+        plan: of the session.
+    """
+
+    def __init__(self, plan: RoundPlan) -> None:
+        self._plan = plan
+        self._total = EncryptedTotal(encrypted_context(plan))
+        self._statements: dict[int, UploadStatement] = {}
+        self._survivors: tuple[int, ...] = ()
+        self._vector: RingVector | None = None
+
+    def expect(self, index: int, message: round_pb2.UploadStatement, trust: TrustStore) -> None:
+        """Take what a site states about the upload that follows.
+
+        Raises:
+            RemoteProtocolError: it is malformed or speaks for another site.
+            BadSignature: it is not the site's, or of another attempt.
+            IdentityError: its certificate is not the one of the roster.
+        """
+        statement = statement_from_proto(message, len(self._plan.roster))
+        if statement.index != index:
+            raise RemoteProtocolError("a site speaks for another one", expected=index, got=statement.index)
+        check_statement(self._total.context, statement, RosterTrust(self._plan.roster, trust, datetime.now(UTC)))
+        self._statements[index] = statement
+
+    def take(self, index: int, staged: StagedStream, sha256: bytes) -> None:
+        """Check a whole upload, then add it. Takes a while: run it in a thread.
+
+        Raises:
+            StreamError: it is not what its site signed.
+            CodecError: a number in it is no ciphertext.
+        """
+        if self._statements[index].upload_sha256 != sha256:
+            raise StreamError("an upload is not the one that its site signed", expected="the digest of the statement")
+        try:
+            self._total.check(self._blocks(staged))
+        except CryptoError as error:
+            raise CodecError(error.what, expected=error.expected, got=error.got) from error
+        self._total.add(index, self._blocks(staged))
+
+    def admit(self, eligible: Iterable[int]) -> None:
+        """See `RunningSum`. The whole roster may be in an encrypted sum."""
+
+    def freeze(self, eligible: Iterable[int]) -> tuple[int, ...]:
+        """See `RunningSum`."""
+        self._survivors = self._total.freeze(eligible)
+        return self._survivors
+
+    def blind(self) -> BlindedTotal:
+        """The sum as the key server may see it."""
+        return self._total.blind(os.urandom)
+
+    def statements(self) -> list[UploadStatement]:
+        """Of the survivors, ascending."""
+        return [self._statements[index] for index in self._survivors]
+
+    def take_opened(self, vector: RingVector) -> None:
+        """Keep what the blinded sum was opened to."""
+        self._vector = vector
+
+    def release(self, mask: RingVector | None) -> RingVector:
+        """The sum in the clear."""
+        if mask is not None or self._vector is None:
+            raise BadAggregate("an encrypted sum is released once it was decrypted")
+        return self._vector
+
+    def _blocks(self, staged: StagedStream) -> Iterator[RingVector]:
+        return staged.read_blocks(self._total.context.upload_bytes, _BYTE_BITS)
+
+
+class SumDecryption:
+    """Client of `DecryptSum`.
+
+    Args:
+        credentials: gives our certificate as it is now.
+        timeout_s: how long one sum may take.
+        threads: parts into which the work is cut.
+    """
+
+    def __init__(self, credentials: Callable[[], Credentials], timeout_s: float, threads: int) -> None:
+        self._credentials = credentials
+        self._timeout_s = timeout_s
+        self._threads = threads
+
+    async def open(self, plan: RoundPlan, encrypted: EncryptedSum) -> None:
+        """Have the sum decrypted, blinded, and keep what comes out of it. There is no second try.
+
+        Raises:
+            PeerLost: the key server cannot be reached, or is lost in the middle.
+            BadAggregate: what comes out is no sum of the survivors.
+            TacitError: the key server refuses.
+        """
+        assert plan.keyserver is not None
+        blinded = await offload(encrypted.blind)
+        async with await self._connect(plan.keyserver) as channel:
+            stub = cast("KeyServerServiceAsyncStub", keyserver_pb2_grpc.KeyServerServiceStub(channel))
+            parts = iter(list(_parts(blinded.context.plaintexts)))
+            requests = self._requests(plan, encrypted, blinded)
+            async for response in converse(stub.DecryptSum, requests, timeout_s=self._timeout_s):
+                part = next(parts, None)
+                if part is None:
+                    raise BadAggregate("the key server answered more than it was asked")
+                plaintexts = await offload(read_plaintexts, blinded.context.public_key, response.plaintexts)
+                blinded.take(part, plaintexts)
+        encrypted.take_opened(await offload(blinded.open))
+        log.info("sum_decrypted", survivors=len(encrypted.statements()), ciphertexts=blinded.context.plaintexts)
+
+    async def _connect(self, keyserver: ServiceEndpoint) -> grpc.aio.Channel:
+        credentials, name = self._credentials(), keyserver.service_id
+        shown = await check_service(keyserver.address, credentials, Role.KEYSERVER, pinned_id=name)
+        if shown.identity.certificate_sha256 != keyserver.certificate_sha256:
+            raise PermissionRefused(
+                "the key server shows another certificate than the plan names",
+                expected=keyserver.certificate_sha256.hex()[:16],
+                got=shown.identity.certificate_sha256.hex()[:16],
+            )
+        return open_channel(keyserver.address, credentials, Role.KEYSERVER, name)
+
+    async def _requests(
+        self, plan: RoundPlan, encrypted: EncryptedSum, blinded: BlindedTotal
+    ) -> AsyncIterator[keyserver_pb2.DecryptSumRequest]:
+        header = keyserver_pb2.DecryptionHeader(
+            plan=plan_to_proto(plan), statements=[statement_to_proto(stated) for stated in encrypted.statements()]
+        )
+        yield keyserver_pb2.DecryptSumRequest(header=header)
+        for part in _parts(blinded.context.plaintexts):
+            pieces = await asyncio.gather(
+                *(offload(blinded.ciphertexts, piece) for piece in _split(part, self._threads))
+            )
+            yield keyserver_pb2.DecryptSumRequest(ciphertexts=b"".join(pieces))
+
+
+def _parts(count: int) -> Iterator[range]:
+    return (range(first, min(first + PART, count)) for first in range(0, count, PART))
+
+
+def _split(part: range, pieces: int) -> list[range]:
+    width = -(-len(part) // pieces)
+    return [part[at : at + width] for at in range(0, len(part), width)]
