@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
+from fl_core.crypto.sealed_box import CertificateOpener
 from fl_core.crypto.signing import CertificateSigner, verify_signature
 from fl_core.errors import IdentityError
 from fl_core.secagg.context import Entropy
@@ -61,9 +62,19 @@ def verifier_of(signers: Sequence[CertificateSigner]) -> FingerprintVerifier:
     return FingerprintVerifier(tuple(hashlib.sha256(signer.certificate_der).digest() for signer in signers))
 
 
+def simulated_opener(entropy: Entropy) -> tuple[bytes, CertificateOpener]:
+    """A certificate (DER) and what opens messages that were sealed to it: a simulated key server."""
+    certificate_der, key = _identity(0, entropy)
+    return certificate_der, CertificateOpener(key)
+
+
 def _signer(index: int, entropy: Entropy) -> CertificateSigner:
+    return CertificateSigner(*_identity(index, entropy))
+
+
+def _identity(index: int, entropy: Entropy) -> tuple[bytes, ec.EllipticCurvePrivateKey]:
     scalar = int.from_bytes(entropy(_SCALAR_BYTES), "big") + 1
     key = ec.derive_private_key(scalar, ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"simulated site {index}")])
     builder = x509.CertificateBuilder(name, name, key.public_key(), index + 1, _FIRST_DAY, _LAST_DAY)
-    return CertificateSigner(builder.sign(key, hashes.SHA256()).public_bytes(Encoding.DER), key)
+    return builder.sign(key, hashes.SHA256()).public_bytes(Encoding.DER), key

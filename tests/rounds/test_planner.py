@@ -292,7 +292,7 @@ def test_a_sparse_plan_that_is_weaker_than_it_says_is_refused(change: dict[str, 
 
 
 def test_a_plain_plan_has_no_graph_and_the_numbers_of_a_graph_check_themselves() -> None:
-    with pytest.raises(PlanError, match="secure attempt"):
+    with pytest.raises(PlanError, match="masked attempt"):
         replace(plan_of(10, aggregation="plain"), graph=SparseGraph(4, Profile.EQUIVOCATION_SAFE, b"g" * 32))
     for degree, commitment in [(3, b"g" * 32), (0, b"g" * 32), (1 << 20, b"g" * 32), (4, b"g" * 31)]:
         with pytest.raises(PlanError):
