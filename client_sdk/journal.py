@@ -133,7 +133,7 @@ class SiteJournal:
             else:
                 job_id, attempt = str(record["job_id"]), (int(record["round_id"]), int(record["attempt"]))
                 self._attempts[job_id] = max(attempt, self._attempts.get(job_id, attempt))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise StorageError(
                 f"line {number} of the journal {self._path} is damaged",
                 fix="restore the state folder; an empty one makes this site forget which sessions it helped to unmask",

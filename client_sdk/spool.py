@@ -117,7 +117,7 @@ class _Header:
         """
         try:
             header = cls._parse(json.loads(file.readline(MAX_HEADER_BYTES)))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise CryptoError("the first line of a kept update cannot be read") from error
         # So a damaged line cannot ask for memory that the file does not fill.
         size = os.fstat(file.fileno()).st_size
@@ -140,7 +140,7 @@ class _Header:
     @property
     def file_bytes(self) -> int:
         """Length of the whole file."""
-        blocks = 1 + sum(1 for _ in self.pieces())
+        blocks = 1 + -(-self.update_bytes // BLOCK_BYTES)
         return len(self.line) + self.facts_bytes + self.update_bytes + blocks * TAG_BYTES
 
     def pieces(self) -> Iterator[range]:

@@ -4,7 +4,7 @@ from sqlalchemy import func, select, update
 from sqlalchemy.exc import IntegrityError
 
 from fl_core.errors import LocalProtocolError, NotFound, StorageError
-from fl_core.rounds.plan import JobId
+from fl_core.rounds.plan import MAX_COUNT, JobId
 from services.coordinator.records import JobRecord, JobStatus, ModelRecord
 from services.coordinator.tables import JobRow, ModelRow
 from services.runtime.database import Database, undivided
@@ -96,8 +96,11 @@ class JobStore:
         """
         newest = select(func.max(ModelRow.version)).where(ModelRow.job_id == job_id).scalar_subquery()
         query = select(ModelRow).where(ModelRow.job_id == job_id, ModelRow.version == (version or newest))
-        async with self._database.transaction() as session:
-            row = await session.scalar(query)
+        row = None
+        # The wire has versions that no database can hold.
+        if version <= MAX_COUNT:
+            async with self._database.transaction() as session:
+                row = await session.scalar(query)
         if row is None:
             raise NotFound(
                 "there is no such model",

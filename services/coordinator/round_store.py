@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from fl_core.errors import LocalProtocolError, NotFound, StorageError
 from fl_core.rounds.machine import AbandonReason, DropoutReason, RoundState, SiteDropout
-from fl_core.rounds.plan import ClientId, JobId
+from fl_core.rounds.plan import MAX_COUNT, ClientId, JobId
 from fl_core.rounds.report import RoundReport, SessionReport, SiteEvaluation
 from services.coordinator.job_store import model_row
 from services.coordinator.records import AttemptKey, ModelRecord, Opening, SessionFacts, SiteBytes, Step
@@ -170,6 +170,9 @@ class RoundStore:
     @undivided
     async def last_attempt(self, job_id: str, round_id: int) -> int:
         """The number of the last attempt at a round; 0 when there was none."""
+        if round_id > MAX_COUNT:
+            # The wire has rounds that no database can hold.
+            return 0
         query = select(func.max(AttemptRow.attempt)).where(AttemptRow.job_id == job_id, AttemptRow.round_id == round_id)
         async with self._database.transaction() as session:
             return await session.scalar(query) or 0

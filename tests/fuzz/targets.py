@@ -16,6 +16,7 @@ from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any, get_args, get_origin, get_type_hints
 
+import numpy as np
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from google.protobuf.message import DecodeError, Message
@@ -26,6 +27,8 @@ from cli.model_files import load_model
 from cli.operator import OperatorConfig
 from client_sdk import SiteConfig
 from client_sdk.journal import SiteJournal
+from client_sdk.spool import UpdateSpool
+from client_sdk.trained import Task, TrainedUpdate
 from fl_core.codec.packing import unpack
 from fl_core.crypto import signing
 from fl_core.crypto.shamir import parse_shares
@@ -42,6 +45,7 @@ from services.aggregator.settings import AggregatorSettings
 from services.coordinator.settings import CoordinatorSettings
 from services.coordinator.tensor_files import decode_header
 from services.keyserver.settings import KeyServerSettings
+from tests.fuzz import handlers
 from tests.fuzz.choices import Choices, mutate, mutate_json
 from tests.fuzz.seeds import MANIFEST, bodies, messages_by_name, signed
 
@@ -74,7 +78,7 @@ class Target:
 
 def targets() -> dict[str, Target]:
     """Every target by name."""
-    found = [*_conversions(), *_streams(), *_texts(), *_transcripts(), *_files()]
+    found = [*_conversions(), *_streams(), *_texts(), *_transcripts(), *_files(), *_rpcs()]
     return {target.name: target for target in found}
 
 
@@ -155,6 +159,11 @@ def _value(kind: Any, choices: Choices) -> object:
     if inspect.isclass(origin) and issubclass(list, origin) and arguments == (int,):
         return [choices.integer(0, 2**32 - 1) for _ in range(choices.below(40))]
     raise NotImplementedError(f"teach the fuzzer to make a {kind}")
+
+
+def _rpcs() -> Iterator[Target]:
+    for rpc in handlers.rpcs():
+        yield Target(rpc.name, handlers.parser(rpc))
 
 
 def _streams() -> Iterator[Target]:
@@ -280,6 +289,7 @@ def _files() -> Iterator[Target]:
     )
     for kind, example in _CONFIGS.items():
         yield Target(f"{kind.__name__}_yaml", _config_parser(kind), (example.encode(),))
+    yield Target("kept_update", _read_spool, (_spooled(),))
     yield Target("site_journal", _read_journal, (b'{"kind": "attempt", "job_id": "j", "round_id": 1, "attempt": 2}\n',))
 
 
@@ -301,6 +311,27 @@ def _config_parser(kind: Any) -> Callable[[bytes], object]:
 
 def _der_of(pem: bytes) -> bytes:
     return x509.load_pem_x509_certificate(pem).public_bytes(Encoding.DER)
+
+
+_TASK = Task("job", 1, bytes(32))
+
+
+def _spooled() -> bytes:
+    """A kept update, as a site leaves it on its disk."""
+    with tempfile.TemporaryDirectory(prefix="tacit-fuzz-") as folder:
+        spool = UpdateSpool(Path(folder), bytes(32), 0.0)
+        spool.save(_TASK, TrainedUpdate(np.ones(5, np.float32), 3, {"loss": 0.5}, 1.0))
+        return spool.path.read_bytes()
+
+
+def _read_spool(data: bytes) -> None:
+    def read(path: Path) -> None:
+        spool = UpdateSpool(path.parent, bytes(32), 0.0)
+        spool.path.write_bytes(path.read_bytes())
+        spool.task()
+        spool.load(_TASK)
+
+    _with_files(read, {"kept": data}, ("kept",))
 
 
 def _read_journal(data: bytes) -> None:

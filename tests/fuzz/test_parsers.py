@@ -1,12 +1,14 @@
-"""No bytes from outside make a parser raise anything but errors of ours, or take memory beyond what was sent."""
+"""No bytes from outside make a parser or a handler raise anything but errors of ours, or take memory without bound."""
 
 import tracemalloc
+from collections.abc import Iterator
 from importlib import import_module
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.fuzz import handlers
 from tests.fuzz import targets as fuzzing
 from tests.fuzz.seeds import messages_by_name
 
@@ -17,6 +19,16 @@ SAME_READER = {"AggregatorSettings_yaml", "KeyServerSettings_yaml", "OperatorCon
 ROOM_BYTES = 4 << 20
 """What a parser may take for itself; beyond it, a multiple of what came."""
 FACTOR = 64
+
+
+@pytest.fixture(scope="module", autouse=True)
+def services() -> Iterator[None]:
+    """The services whose handlers are fuzzed; nothing of them is left, nor held by a call that is over."""
+    bench = handlers.bench()
+    yield
+    held = bench.held()
+    bench.close()
+    assert not any(held.values()), held
 
 
 def inputs(target: fuzzing.Target) -> st.SearchStrategy[bytes]:
@@ -71,6 +83,13 @@ BOMB = (
     b"[&a [" + b"x," * 9 + b"]" + b"".join(b", &%c [%s]" % (98 + i, b"*%c, " % (97 + i) * 9) for i in range(7)) + b"]"
 )
 """A few hundred bytes that are five million values when they are written out."""
+
+
+def test_every_rpc_of_every_service_is_fuzzed() -> None:
+    names = {rpc.method for rpc in handlers.rpcs()}
+    assert {"UpdateParameters", "SubmitMask", "ExchangeKeys", "RevealShares", "ReportAggregate", "SubmitJob"} <= names
+    assert {rpc.name for rpc in handlers.rpcs()} <= set(TARGETS)
+
 
 HOSTILE = {
     "deep json": b"[" * 100_000,
