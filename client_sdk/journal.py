@@ -88,9 +88,12 @@ class SiteJournal:
         self._append({"kind": "unmasked", "session_id": name})
         self._unmasked.add(name)
 
-    def survivors_signed(self, job_id: str) -> frozenset[frozenset[str]]:
-        """Each set of survivors of a job that this site has signed, as client_ids."""
-        return frozenset(self._survivors.get(job_id, ()))
+    def survivors_signed(self) -> frozenset[frozenset[str]]:
+        """Each set of survivors that this site has signed, as client_ids, of all jobs.
+
+        Whoever submits jobs may give the same model to two of them: their sums can be subtracted as well.
+        """
+        return frozenset().union(*self._survivors.values())
 
     def record_survivors(self, job_id: str, survivors: frozenset[str]) -> None:
         """Write down which survivors this site signs, before it does; a set that is known takes no room.

@@ -39,7 +39,7 @@ class SitePolicy:
         keyserver_id: the only key server that may relay shares; any of the federation when None.
         min_profile: what a sparse graph must hold against at least: equivocation_safe or honest_but_curious.
         min_corrupt: a sparse graph must hold against at least this fraction of sites that collude with the servers.
-        min_cohort_difference: sites by which the survivors of two sums of one job must differ when they are not the
+        min_cohort_difference: sites by which the survivors of two sums must differ when they are not the
             same, >= 1; 1 allows everything. A larger number stops a coordinator from subtracting sums, and makes the
             site leave attempts in which a site more or less than before dropped out.
         trusted_sites: client_ids that the owner knows to be different parties.
@@ -149,7 +149,7 @@ def check_survivors(
         index: this site's place in the roster.
         survivors: U3; places in the roster.
         policy: the owner's conditions.
-        earlier: client_ids of each U3 that this site has signed in this job.
+        earlier: client_ids of each U3 that this site has signed, in whatever job.
 
     Returns:
         The client_ids of the survivors.

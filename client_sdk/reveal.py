@@ -100,7 +100,7 @@ class Unmasking:
             self._awaiting.check(survivors.survivors)
             check_included(self._context, survivors, self._index, self._upload_sha256, path)
             job_id = self._plan.job_id
-            earlier = self._journal.survivors_signed(job_id)
+            earlier = self._journal.survivors_signed()
             names = check_survivors(self._plan, self._index, survivors.survivors, self._policy, earlier)
             await asyncio.to_thread(self._journal.record_survivors, job_id, names)
             self._signed = self._awaiting.step(survivors)

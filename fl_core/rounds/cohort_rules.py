@@ -51,7 +51,7 @@ def check_difference(survivors: Collection[str], earlier: Iterable[Collection[st
 
     Args:
         survivors: client_ids of U3.
-        earlier: client_ids of each U3 that this site has signed in this job.
+        earlier: client_ids of each U3 that this site has signed.
         smallest: sites by which two different sets must differ; 1 allows everything.
 
     Raises:
