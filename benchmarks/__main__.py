@@ -15,6 +15,7 @@ MODULES = {
     "secagg": "benchmarks.secagg",
     "secaggplus": "benchmarks.secaggplus",
     "masking": "benchmarks.masking",
+    "crowd": "benchmarks.crowd",
 }
 
 

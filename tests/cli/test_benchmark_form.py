@@ -21,6 +21,7 @@ def benchmark(*arguments: str) -> subprocess.CompletedProcess[str]:
         "masking",
         "secagg",
         "secaggplus",
+        "crowd",
         pytest.param("round", marks=pytest.mark.e2e),
         pytest.param("transport", marks=pytest.mark.e2e),
     ],
