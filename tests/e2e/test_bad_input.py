@@ -19,7 +19,7 @@ import pytest
 import yaml
 from whole_federation import BAD, HONEST, Committed, Message, Steps, Tamper, WholeFederation, running_federation
 
-from client_sdk import Array, Site, SiteConfig
+from client_sdk import Array, Site, SiteConfig, reveal
 from fl_core.errors import ConfigError, PeerLost, TacitError
 from fl_core.rounds.machine import AbandonReason, DropoutReason, RoundState
 from fl_core.rounds.plan import RoundPlan
@@ -32,6 +32,7 @@ from fl_core.transport.errors import rpc_errors
 from fl_core.transport.identity import Role
 from fl_core.wire.convert import advertisement_from_proto, advertisement_to_proto, part_to_proto
 from fl_core.wire.v1 import aggregator_pb2, coordinator_pb2, keyserver_pb2, round_pb2, tensors_pb2
+from services.aggregator.session import AggregationSession
 from services.keyserver.delivery import MaskDelivery
 from services.keyserver.session import ExchangeSession
 
@@ -583,6 +584,32 @@ async def test_a_site_signs_no_survivors_that_cannot_be(
     # The victim's update is in the sum, the others are enough to unmask it, and the victim revealed nothing.
     assert report.survivors == tuple(sorted((*HONEST, "epsilon", "zeta")))
     assert not any(whole.errors_of(name) for name in whole.witnesses if name not in ("alpha", BAD))
+
+
+@pytest.mark.parametrize("is_checked", [True, False], ids=["checked", "without-the-check"])
+async def test_a_site_signs_no_uploads_among_which_its_own_is_not(
+    whole: WholeFederation, is_checked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    truth = AggregationSession.upload_tree
+
+    def stated(self: AggregationSession) -> UploadTree:
+        tree = truth(self)
+        if self.plan.round_id != 2:
+            return tree
+        return UploadTree(tree.binding, {**tree.digests, self.plan.index_of("alpha"): bytes(32)})
+
+    monkeypatch.setattr(AggregationSession, "upload_tree", stated)
+    if not is_checked:
+        monkeypatch.setattr(reveal, "check_included", lambda *_: None)
+    whole.join(BAD)
+    [report], _ = await play(whole)
+    errors = whole.errors_of("alpha")
+    assert len(errors) == is_checked
+    for error in errors:
+        says = ("our own upload is not among those", "a proof for the upload", "leads elsewhere", "do not go on")
+        check_says(error, says)
+    # The others are enough to unmask; the victim that checks revealed nothing and is told about.
+    assert [one.client_id for one in report.dropouts] == ["alpha"] * is_checked
 
 
 def unmask_request(
