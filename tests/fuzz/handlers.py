@@ -170,6 +170,10 @@ class Bench:
         messages = []
         for part in parts:
             message = kind()
+            if kind.DESCRIPTOR.fields_by_name[part].message_type is None:
+                setattr(message, part, bytes(64))
+                messages.append(message)
+                continue
             target = getattr(message, part)
             if part == "advertisement" and self._advertisement is not None:
                 target.CopyFrom(self._advertisement)
