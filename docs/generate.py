@@ -9,16 +9,21 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 from functools import partial
+from importlib import import_module
 from pathlib import Path
+from pkgutil import walk_packages
 from typing import Any
 
 from prometheus_client.metrics import MetricWrapperBase
 from pydantic_core import PydanticUndefined
 
+import client_sdk
+import fl_core
+import services
 from cli.operator import OperatorConfig
 from client_sdk import LogConfig, SiteConfig, SitePolicy
 from fl_core import errors
-from fl_core.transport.errors import status_code
+from fl_core.transport.errors import error_classes, status_code
 from services.aggregator.settings import AggregatorSettings
 from services.coordinator import measures
 from services.coordinator.settings import CoordinatorSettings
@@ -49,12 +54,24 @@ Row = tuple[str, ...]
 
 
 def error_rows() -> Iterator[Row]:
-    """Code, gRPC status, who must act, whether trying again helps, and meaning, in the order of the module."""
-    for kind in vars(errors).values():
-        if inspect.isclass(kind) and issubclass(kind, errors.TacitError) and kind is not errors.TacitError:
-            status = status_code(kind("x")).name
-            meaning = _sentence(inspect.getdoc(kind) or "")
-            yield f"`{kind.code}`", f"`{status}`", FAULTS[kind.fault], "yes" if kind.retryable else "no", meaning
+    """Code, gRPC status, who must act, whether trying again helps, and meaning; the general ones first."""
+    for kind in error_kinds():
+        status = status_code(kind.__new__(kind)).name
+        meaning = _sentence(inspect.getdoc(kind) or "")
+        yield f"`{kind.code}`", f"`{status}`", FAULTS[kind.fault], "yes" if kind.retryable else "no", meaning
+
+
+def error_kinds() -> list[type[errors.TacitError]]:
+    """Every class of error that has a code of its own, wherever it is defined: those of `fl_core.errors` first."""
+    for package in (fl_core, client_sdk, services):
+        for module in walk_packages(package.__path__, f"{package.__name__}."):
+            # Adapters bring libraries of their own, migrations and programs are run by others.
+            if not any(part in module.name for part in (".adapters", ".migrations", ".__main__")):
+                import_module(module.name)
+    general = [kind for kind in vars(errors).values() if inspect.isclass(kind)]
+    by_code = error_classes()
+    others = sorted((kind for kind in by_code.values() if kind not in general), key=lambda kind: kind.code)
+    return [kind for kind in (*general, *others) if kind in by_code.values() and kind is not errors.TacitError]
 
 
 def settings_rows(kind: type[Any], *, without: Iterable[str] = (), prefix: str = "") -> Iterator[Row]:

@@ -36,7 +36,7 @@ def test_the_generated_tables_are_current() -> None:
 
 
 def test_a_table_that_is_not_current_is_noticed() -> None:
-    wrong = PAGE.replace("| `peer_lost` |", "| `peer_gone` |")
+    wrong = PAGE.replace("| `peer_lost` | `UNAVAILABLE`", "| `peer_gone` | `UNAVAILABLE`")
     assert wrong != PAGE
     assert generate_docs.generated(wrong) == PAGE
 
@@ -53,6 +53,12 @@ def test_a_page_without_a_place_for_a_table_is_refused() -> None:
 def test_every_reason_is_explained_and_no_other(heading: str, reasons: type[StrEnum]) -> None:
     (table,) = tables_of(section_of(PAGE, heading))
     assert [row[0] for row in table.rows] == list(reasons)
+    assert all(len(row) == 3 and all(row) for row in table.rows)
+
+
+def test_there_is_something_to_do_about_every_error_and_no_other() -> None:
+    table = table_of(PAGE, "error")
+    assert sorted(row[0] for row in table.rows) == sorted(kind.code for kind in generate_docs.error_kinds())
     assert all(len(row) == 3 and all(row) for row in table.rows)
 
 
