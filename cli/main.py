@@ -28,6 +28,7 @@ from cli.compose_demo.command import compose_demo_app
 from cli.demo.command import demo
 from cli.loadtest.command import loadtest
 from cli.pki import pki_app
+from cli.privacy.command import privacy_app
 from fl_core.errors import TacitError
 
 EXIT_FAILED = 1
@@ -57,6 +58,7 @@ app.command("evaluate", rich_help_panel=OPERATE)(evaluate.evaluate)
 app.add_typer(jobs.jobs_app, name="jobs", rich_help_panel=OPERATE)
 app.add_typer(model.model_app, name="model", rich_help_panel=OPERATE)
 app.add_typer(transcript.transcript_app, name="transcript", rich_help_panel=OPERATE)
+app.add_typer(privacy_app, name="privacy", rich_help_panel=OPERATE)
 app.command("serve", rich_help_panel=RUN)(serve.serve)
 app.command("site", rich_help_panel=RUN)(site.site)
 app.command("health", rich_help_panel=RUN)(health.health)

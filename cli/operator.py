@@ -175,6 +175,18 @@ class Operator:
         content: bytes = response.transcript
         return content
 
+    async def privacy_report(self, job_id: str) -> str:
+        """What a private job has spent, JSON.
+
+        Raises:
+            NotFound: there is no such job.
+            PlanError: the job has no privacy section.
+        """
+        request = coordinator_pb2.GetPrivacyReportRequest(job_id=job_id)
+        response = await call_unary(self._stub.GetPrivacyReport, request, timeout_s=TRANSFER_TIMEOUT_S)
+        report: str = response.report_json
+        return report
+
     async def get_model(self, job_id: str, version: int) -> tuple[int, Arrays]:
         """A version of a job's model, 0 for the newest: (version, tensors).
 

@@ -18,18 +18,22 @@ from client_sdk.journal import SiteJournal
 from client_sdk.leaving import too_late_means
 from client_sdk.observer import SiteObserver, tell
 from client_sdk.policy import SitePolicy, check_invitation
+from client_sdk.privacy import PrivacyLedger, event_for
 from client_sdk.reveal import Unmasking
 from client_sdk.trained import TrainedUpdate
 from client_sdk.training import TrainerThread
 from client_sdk.upload import Sending, Upload
+from fl_core.privacy.receipts import receipt_message
 from fl_core.rounds.machine import DropoutReason
 from fl_core.rounds.plan import Aggregation, RoundPlan
-from fl_core.rounds.planner import codec_of
+from fl_core.rounds.planner import codec_of, private_codec_of
 from fl_core.secagg.client import AwaitingSurvivors, MaskExpanded
 from fl_core.secagg.messages import RingVector
 from fl_core.transport.identity import RosterTrust
+from fl_core.transport.peer import call_unary
 from fl_core.transport.retry import retry
 from fl_core.transport.tracing import traced
+from fl_core.wire.v1 import coordinator_pb2
 
 log = structlog.get_logger(__name__)
 
@@ -47,6 +51,7 @@ class Workplace:
     policy: SitePolicy
     connections: Connections
     journal: SiteJournal
+    ledger: PrivacyLedger
     download: ModelDownload
     trainer: TrainerThread
     observer: SiteObserver
@@ -73,7 +78,9 @@ async def take_part(plan: RoundPlan, site: Workplace) -> None:
 
 
 async def _take_plain_part(plan: RoundPlan, index: int, site: Workplace, services: Services) -> None:
-    vector = await _encode(plan, index, await _train(plan, site), site)
+    update = await _train(plan, site)
+    await _countersign(plan, update, site)
+    vector = await _encode(plan, index, update, site)
     await _upload(plan, index, vector, site, services)
 
 
@@ -89,6 +96,7 @@ async def _take_encrypted_part(plan: RoundPlan, index: int, site: Workplace, ser
 
 async def _take_secure_part(plan: RoundPlan, index: int, site: Workplace, services: Services) -> None:
     expanded, update = await _together(_exchange(plan, index, site, services), _train(plan, site))
+    await _countersign(plan, update, site)
     vector = await _encode(plan, index, update, site)
     following, upload_sha256 = await _mask_and_upload(plan, index, expanded, vector, site, services)
     await _reveal(plan, index, following, upload_sha256, site, services)
@@ -119,9 +127,29 @@ async def _train(plan: RoundPlan, site: Workplace) -> TrainedUpdate:
     return update
 
 
+async def _countersign(plan: RoundPlan, update: TrainedUpdate, site: Workplace) -> None:
+    """Count a private attempt in this site's ledger, and sign for it, before anything of the update leaves."""
+    if plan.privacy is None:
+        return
+    event = event_for(plan, update.privacy)
+    await asyncio.to_thread(site.ledger.count, plan, event, site.policy)
+    signer = site.connections.credentials.signer()
+    request = coordinator_pb2.CountersignReleaseRequest(
+        session_id=plan.session_id,
+        event_json=event.to_json(),
+        signature=signer.sign(receipt_message(plan.binding, event)),
+        certificate_der=signer.certificate_der,
+    )
+    coordinator = site.connections.coordinator
+    seconds = plan.schedule.uploading.max_seconds
+    await retry(lambda: call_unary(coordinator.CountersignRelease, request, timeout_s=SLACK_S), deadline_s=seconds)
+
+
 @traced("encode")
 async def _encode(plan: RoundPlan, index: int, update: TrainedUpdate, site: Workplace) -> RingVector:
-    vector = await asyncio.to_thread(codec_of(plan).encode, update.update, update.num_samples, os.urandom)
+    codec = private_codec_of(plan) or codec_of(plan)
+    weight = update.num_samples if plan.privacy is None else 1
+    vector = await asyncio.to_thread(codec.encode, update.update, weight, os.urandom)
     tell(site.observer.encoded, plan, index, vector)
     if site.record_plain_updates is not None:
         await asyncio.to_thread(record_plain_update, site.record_plain_updates, plan, index, vector)

@@ -14,6 +14,7 @@ _REASONS: tuple[tuple[type[TacitError], DropoutReason], ...] = (
     (errors.CodecError, DropoutReason.INVALID_UPDATE),
     (errors.PolicyRefused, DropoutReason.POLICY_REFUSED),
     (errors.PlanError, DropoutReason.POLICY_REFUSED),
+    (errors.BudgetExhausted, DropoutReason.POLICY_REFUSED),
     (errors.IdentityError, DropoutReason.POLICY_REFUSED),
     (errors.ConfigError, DropoutReason.POLICY_REFUSED),
     (errors.BadSignature, DropoutReason.BAD_SIGNATURE),

@@ -14,6 +14,7 @@ from client_sdk.journal import SiteJournal
 from client_sdk.leaving import reason_of
 from client_sdk.network import Network
 from client_sdk.observer import SiteObserver, tell
+from client_sdk.privacy import PrivacyLedger
 from client_sdk.spool import UpdateSpool
 from client_sdk.trainer import Trainer
 from client_sdk.training import TrainerThread
@@ -64,10 +65,12 @@ class Participation:
         self._work = TrainerThread(trainer, self._client_id, spool)
         self._download = ModelDownload()
         self._observer = observer
+        self._ledger = PrivacyLedger(config.state_dir)
         self._site = Workplace(
             policy=config.policy,
             connections=self._connections,
             journal=journal,
+            ledger=self._ledger,
             download=self._download,
             trainer=self._work,
             observer=observer,
@@ -101,6 +104,7 @@ class Participation:
             raise group.exceptions[0] from None
         finally:
             self._work.close()
+            self._ledger.close()
             await self._connections.close()
 
     async def _stay_connected(self, tasks: asyncio.TaskGroup) -> None:

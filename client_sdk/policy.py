@@ -8,10 +8,12 @@ from functools import lru_cache
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from fl_core.errors import ConfigError, PolicyRefused, RemoteProtocolError
+from fl_core.privacy.budget import DELTA_MAX
 from fl_core.rounds.cohort_rules import check_difference, check_smallest, check_trusted
 from fl_core.rounds.paillier_terms import Custody
 from fl_core.rounds.plan import Aggregation, RoundPlan, ServiceEndpoint, SparseGraph
 from fl_core.rounds.planner import check_plan
+from fl_core.rounds.privacy_terms import Mechanism
 from fl_core.secagg.degrees import Profile
 from fl_core.transport.identity import Identity, Role, cached_identity, parse_certificate
 
@@ -48,6 +50,12 @@ class SitePolicy:
             (threshold), or also those whose key server holds it alone (keyserver). The sites of their sum cannot be
             looked at before it is opened, so an attempt is refused that could leave fewer than `min_cohort`, or whose
             survivors other conditions here are about.
+        max_epsilon: largest privacy budget of a job, epsilon; a job without a budget is declined then. None asks for
+            no privacy.
+        max_delta: largest delta that goes with it.
+        max_total_epsilon: largest epsilon of this site over all jobs, without amplification by sampling, at
+            `max_delta`; None is no bound.
+        mechanisms: the privacy mechanisms that this site takes part in.
 
     Raises:
         ConfigError: a value is of the wrong type or out of range.
@@ -63,6 +71,10 @@ class SitePolicy:
     trusted_sites: tuple[str, ...] = ()
     min_trusted: int = 0
     paillier: PaillierPolicy = PaillierPolicy.REFUSE
+    max_epsilon: float | None = None
+    max_delta: float = 1e-4
+    max_total_epsilon: float | None = None
+    mechanisms: tuple[str, ...] = ("local", "central", "distributed")
 
     def __post_init__(self) -> None:
         if not isinstance(self.require_secure_aggregation, bool):
@@ -91,10 +103,25 @@ class SitePolicy:
             raise ConfigError("policy.min_corrupt is no number", expected="0 <= x < 1", got=repr(self.min_corrupt))
         if not 0 <= self.min_corrupt < 1:
             raise ConfigError("policy.min_corrupt is out of range", expected="0 <= x < 1", got=repr(self.min_corrupt))
+        self._check_privacy()
         for name in ("aggregator_id", "keyserver_id"):
             pin = getattr(self, name)
             if pin is not None and not (isinstance(pin, str) and pin):
                 raise ConfigError(f"policy.{name} is no name", expected="text", got=repr(pin))
+
+    def _check_privacy(self) -> None:
+        for name, cap in (("max_epsilon", self.max_epsilon), ("max_total_epsilon", self.max_total_epsilon)):
+            if cap is not None and (isinstance(cap, bool) or not isinstance(cap, int | float) or not cap > 0):
+                raise ConfigError(f"policy.{name} is out of range", expected="a number above 0", got=repr(cap))
+        delta = self.max_delta
+        if isinstance(delta, bool) or not isinstance(delta, int | float) or not 0 < delta <= DELTA_MAX:
+            raise ConfigError("policy.max_delta is out of range", expected=f"0 to {DELTA_MAX:g}", got=repr(delta))
+        names = self.mechanisms
+        if not isinstance(names, list | tuple) or not all(name in tuple(Mechanism) for name in names):
+            raise ConfigError(
+                "policy.mechanisms is unknown", expected=f"a list of {' | '.join(Mechanism)}", got=repr(names)
+            )
+        object.__setattr__(self, "mechanisms", tuple(names))
 
     def _check_trusted(self) -> None:
         names = self.trusted_sites
@@ -134,9 +161,41 @@ def check_invitation(plan: RoundPlan, policy: SitePolicy, identity: Identity) ->
             fix="connect again with the certificate in use",
         )
     _check_conditions(plan, policy)
+    check_budget(plan, policy)
     roster = [entry.client_id for entry in plan.roster]
     check_trusted(roster, identity.id, policy.trusted_sites, policy.min_trusted, "the cohort")
     return index
+
+
+def check_budget(plan: RoundPlan, policy: SitePolicy) -> None:
+    """Check a plan's privacy against the owner's cap.
+
+    Raises:
+        PolicyRefused: the plan has no budget, or a larger one, or noise that the owner does not take part in.
+    """
+    terms, cap = plan.privacy, policy.max_epsilon
+    if terms is None:
+        if cap is None:
+            return
+        raise PolicyRefused(
+            "the job has no privacy budget",
+            expected=f"epsilon up to {cap:g} (policy.max_epsilon)",
+            got="none",
+            fix="ask for a privacy section in the job, or take max_epsilon out of the policy",
+        )
+    if cap is not None and (terms.budget.epsilon > cap or terms.budget.delta > policy.max_delta):
+        raise PolicyRefused(
+            "the job's privacy budget is larger than this site allows",
+            expected=f"epsilon up to {cap:g} and delta up to {policy.max_delta:g}",
+            got=f"epsilon {terms.budget.epsilon:g} and delta {terms.budget.delta:g}",
+            fix="ask for a smaller privacy.epsilon in the job, or raise policy.max_epsilon",
+        )
+    if terms.mechanism.value not in policy.mechanisms:
+        raise PolicyRefused(
+            "this site takes no part in this privacy mechanism",
+            expected=" | ".join(policy.mechanisms),
+            got=terms.mechanism.value,
+        )
 
 
 def check_survivors(

@@ -25,6 +25,7 @@ from fl_core.crypto import labels
 from fl_core.crypto.aead import KEY_BYTES, TAG_BYTES, open_sealed, seal
 from fl_core.crypto.agreement import derive_key
 from fl_core.errors import CryptoError
+from fl_core.privacy.events import event_from_json
 
 log = structlog.get_logger(__name__)
 
@@ -155,7 +156,12 @@ class _Header:
 
 
 def _sealed(key: bytes, task: Task, trained: TrainedUpdate) -> Iterator[bytes]:
-    facts = {"num_samples": trained.num_samples, "metrics": dict(trained.metrics), "seconds": trained.seconds}
+    facts = {
+        "num_samples": trained.num_samples,
+        "metrics": dict(trained.metrics),
+        "seconds": trained.seconds,
+        "privacy": None if trained.privacy is None else trained.privacy.to_json(),
+    }
     body = json.dumps(facts).encode()
     update = np.ascontiguousarray(trained.update, "<f4").view(np.uint8).data
     header = _Header(task, os.urandom(SALT_BYTES), len(body), update.nbytes)
@@ -177,4 +183,5 @@ def _opened(key: bytes, header: _Header, file: IO[bytes]) -> TrainedUpdate:
         facts["num_samples"],
         MappingProxyType(facts["metrics"]),
         facts["seconds"],
+        None if facts["privacy"] is None else event_from_json(facts["privacy"]),
     )

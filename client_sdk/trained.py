@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from fl_core.codec.tensors import FloatVector
+from fl_core.privacy.events import PrivacyEvent
 
 
 class Task(NamedTuple):
@@ -24,9 +25,11 @@ class TrainedUpdate:
         num_samples: samples that it was trained on.
         metrics: of the trainer, for the observer of this site.
         seconds: that training took.
+        privacy: with which noise it was trained.
     """
 
     update: FloatVector = field(repr=False)
     num_samples: int
     metrics: Mapping[str, float]
     seconds: float = 0.0
+    privacy: PrivacyEvent | None = None

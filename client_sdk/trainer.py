@@ -11,7 +11,9 @@ from typing import Any, Protocol
 import numpy.typing as npt
 
 from fl_core.errors import CodecError
+from fl_core.privacy.events import PrivacyEvent
 from fl_core.rounds.plan import Scalar
+from fl_core.rounds.privacy_terms import PrivacyTerms
 
 Array = npt.NDArray[Any]
 """A tensor of the model. The element type is open because trainers calculate with it."""
@@ -28,6 +30,7 @@ class TrainingContext:
         model_version: the version that the parameters are.
         client_id: this site.
         training: the options of the job, as its author wrote them under `training`.
+        privacy: the terms of a job in whose training noise is added; None for any other.
     """
 
     job_id: str
@@ -36,6 +39,7 @@ class TrainingContext:
     model_version: int
     client_id: str
     training: Mapping[str, Scalar] = field(default_factory=lambda: MappingProxyType({}))
+    privacy: PrivacyTerms | None = None
 
     @property
     def seed(self) -> int:
@@ -56,6 +60,7 @@ class TrainResult:
         parameters: every tensor of the model after training, with the names, shapes and dtypes that came in.
         num_samples: the weight of this update, > 0. It is never sent in the clear in a secure round.
         metrics: for the log and the observer of this site; they are not sent.
+        privacy: with which noise it was trained, where the context asked for it.
 
     Raises:
         CodecError: num_samples is no positive whole number, or a metric is no number.
@@ -64,6 +69,7 @@ class TrainResult:
     parameters: Mapping[str, Array] = field(repr=False)
     num_samples: int
     metrics: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+    privacy: PrivacyEvent | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "num_samples", _sample_count(self.num_samples))

@@ -17,6 +17,7 @@ from client_sdk.trainer import EvaluationResult, Trainer, TrainingContext, Train
 from fl_core.codec.tensors import difference
 from fl_core.errors import CodecError, Fault, TacitError
 from fl_core.rounds.plan import RoundPlan
+from fl_core.rounds.privacy_terms import PrivacyTerms
 
 log = structlog.get_logger(__name__)
 Result = TypeVar("Result")
@@ -94,7 +95,13 @@ class TrainerThread:
 
     def _start(self, task: Task, plan: RoundPlan, model: Model) -> asyncio.Future[TrainedUpdate]:
         context = TrainingContext(
-            plan.job_id, plan.round_id, plan.attempt, plan.model_version, self._client_id, plan.training
+            plan.job_id,
+            plan.round_id,
+            plan.attempt,
+            plan.model_version,
+            self._client_id,
+            plan.training,
+            local_terms(plan),
         )
         future = self._submit(lambda: self._taken_up(task, model) or self._train(task, model, context))
         # Every attempt may be gone when training fails; its error is not lost then, the next attempt trains again.
@@ -156,7 +163,12 @@ def _trained(trainer: Trainer, model: Model, context: TrainingContext) -> Traine
             "the trainer's parameters have no names", expected="a dict", got=type(checked.parameters).__name__
         )
     update = difference(checked.parameters, model.tensors, model.manifest)
-    return TrainedUpdate(update, checked.num_samples, checked.metrics, monotonic() - began)
+    return TrainedUpdate(update, checked.num_samples, checked.metrics, monotonic() - began, checked.privacy)
+
+
+def local_terms(plan: RoundPlan) -> PrivacyTerms | None:
+    """The terms that concern training: those of local noise."""
+    return plan.privacy if plan.privacy is not None and not plan.privacy.mechanism.is_in_ring else None
 
 
 def _checked(result: object, kind: type[Result]) -> Result:

@@ -8,6 +8,8 @@ import struct
 
 from fl_core.errors import CryptoError
 
+CODEC = b"tacit/codec/v1"
+ROTATION = b"tacit/rotation/v1"
 ROSTER = b"tacit/roster/v1"
 PLAN = b"tacit/plan/v1"
 MANIFEST = b"tacit/manifest/v1"
@@ -37,6 +39,7 @@ TRANSCRIPT_PART = b"tacit/transcript-part/v1"
 TRANSCRIPT_LINK = b"tacit/transcript-link/v1"
 AGGREGATE = b"tacit/aggregate/v1"
 NOISE_TIE = b"tacit/noise-tie/v1"
+PRIVACY_RELEASE = b"tacit/privacy-release/v1"
 SIMULATION = b"tacit/simulation/v1"
 SEALED_BOX = b"tacit/sealed-box/v1"
 PAILLIER_ENDORSEMENT = b"tacit/paillier/endorsement/v1"

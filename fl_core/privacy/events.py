@@ -1,6 +1,7 @@
 """One release of noised data, with the facts that decide how much it costs."""
 
-from dataclasses import dataclass, replace
+import json
+from dataclasses import asdict, dataclass, fields, replace
 from enum import StrEnum
 from functools import lru_cache
 from math import isfinite, sqrt
@@ -10,6 +11,9 @@ import numpy as np
 from fl_core.errors import PlanError
 from fl_core.privacy import renyi
 from fl_core.privacy.renyi import ORDERS, Curve
+
+MAX_JSON_CHARACTERS = 2_000
+MAX_COUNT = 1 << 40
 
 
 class Noise(StrEnum):
@@ -76,9 +80,45 @@ class PrivacyEvent:
         """(orders,) Rényi divergences of all steps together."""
         return self.steps * _curve_of_one(replace(self, steps=1))
 
+    def to_json(self) -> str:
+        """Canonical JSON: the same event gives the same text, which a site signs."""
+        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"), allow_nan=False)
+
     def without_sampling(self) -> "PrivacyEvent":
         """What it costs against somebody who knows who was in the sum."""
         return replace(self, sampling_rate=1.0, exposed=0.0)
+
+
+def event_from_json(text: str) -> PrivacyEvent:
+    """Read an event as `PrivacyEvent.to_json` writes it.
+
+    Raises:
+        PlanError: the text is no such JSON, or a number is out of range.
+    """
+    try:
+        facts = json.loads(text) if len(text) <= MAX_JSON_CHARACTERS else None
+    except (ValueError, RecursionError) as error:
+        raise PlanError("a privacy event is no JSON", got=f"{len(text)} characters") from error
+    if not isinstance(facts, dict) or facts.keys() != {part.name for part in fields(PrivacyEvent)}:
+        raise PlanError("a privacy event has the wrong form", expected="the fields of a privacy event, each once")
+    whole = {"steps", "dimension", "shares"}
+    for name, value in facts.items():
+        kinds = str if name == "noise" else int if name in whole else (int, float)
+        if isinstance(value, bool) or not isinstance(value, kinds):
+            raise PlanError(f"{name} of a privacy event has the wrong type", got=type(value).__name__)
+    if facts["noise"] not in tuple(Noise) or max(facts[name] for name in whole) > MAX_COUNT:
+        raise PlanError("a privacy event is out of range", got=facts["noise"][:64])
+    return PrivacyEvent(
+        noise=Noise(facts["noise"]),
+        sensitivity=float(facts["sensitivity"]),
+        variance=float(facts["variance"]),
+        sampling_rate=float(facts["sampling_rate"]),
+        steps=facts["steps"],
+        l1_sensitivity=float(facts["l1_sensitivity"]),
+        dimension=facts["dimension"],
+        shares=facts["shares"],
+        exposed=float(facts["exposed"]),
+    )
 
 
 def integer_l1(l2: float, dimension: int) -> float:

@@ -11,7 +11,7 @@ TieVector = npt.NDArray[np.int64]
 def add_samples(
     words: WordVector,
     cdf: WordVector,
-    guide: npt.NDArray[np.uint32],  # noqa: ARG001 - the compiled twin needs it
+    guide: npt.NDArray[np.uint32],  # noqa: ARG001 - the compiled twin begins its search there
     shift: int,  # noqa: ARG001
     out: RingVector,
     ties: TieVector,

@@ -49,8 +49,7 @@ def skellam(order: float, l2: float, l1: float, variance: float) -> float:
         l1: largest L1 norm of the integer shift.
         variance: of the whole noise of one coordinate, ring units squared.
 
-    Source: Agarwal, Kairouz, Liu 2021, The Skellam Mechanism for Differentially Private Federated Learning,
-    theorem 3.5.
+    Source: Agarwal, Kairouz, Liu 2021, The Skellam Mechanism for Differentially Private Federated Learning, thm 3.5.
     """
     alpha = max(2, ceil(order))
     correction = ((2 * alpha - 1) * l2**2 + 6 * l1) / (4 * variance**2)

@@ -74,13 +74,14 @@ def noise_table(noise: Noise, variance: float) -> NoiseTable:
     return NoiseTable(noise, variance, cdf, guide, shift)
 
 
-def add_noise(accumulator: RingVector, table: NoiseTable, key: bytes) -> None:
+def add_noise(accumulator: RingVector, table: NoiseTable, key: bytes, first: int = 0) -> None:
     """Add an independent sample to each coordinate, in place, modulo the lane.
 
     Args:
         accumulator: (d,) contiguous and writable, in a lane.
         table: of the noise.
         key: 16 bytes, fresh: it makes the noise of one vector and nothing else.
+        first: the place of accumulator[0] in that vector, where it is a part of it.
 
     Raises:
         CryptoError: the key has the wrong length.
@@ -94,10 +95,10 @@ def add_noise(accumulator: RingVector, table: NoiseTable, key: bytes) -> None:
         part = accumulator[start : start + BLOCK]
         drawn = words[: len(part)]
         drawn.fill(0)
-        add_mask(drawn, key, start)
+        add_mask(drawn, key, first + start)
         undecided = add_samples(drawn, table.cdf, table.guide, table.shift, part, ties)
         for place in ties[:undecided]:
-            sample = decide(table, int(drawn[place]), _more_words(key, start + int(place)))
+            sample = decide(table, int(drawn[place]), _more_words(key, first + start + int(place)))
             part[place] += part.dtype.type(sample % (1 << 8 * part.dtype.itemsize))
 
 

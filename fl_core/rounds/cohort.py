@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, floor
 
 from fl_core.errors import NotEnough, PlanError
 from fl_core.rounds.plan import MAX_COHORT, MAX_SITES, ClientId
@@ -91,13 +91,17 @@ def fill_up(
     return sorted([*free, *recalled]), sorted(recalled)
 
 
-def choose_cohort(connected: Iterable[ClientId], bounds: CohortBounds, entropy: Entropy) -> tuple[ClientId, ...]:
+def choose_cohort(
+    connected: Iterable[ClientId], bounds: CohortBounds, entropy: Entropy, rate: float | None = None
+) -> tuple[ClientId, ...]:
     """Take everybody, or `bounds.max` sites of whom every subset is equally likely.
 
     Args:
         connected: the sites that can be invited; one that is given twice counts once.
         bounds: fewest and most.
         entropy: for the choice; it is not used when everybody is taken.
+        rate: draw each site alone with this chance before anything else (Poisson sampling), as a private job that
+            claims amplification by sampling needs it.
 
     Returns:
         The cohort by ascending client_id, as a roster has it.
@@ -106,8 +110,11 @@ def choose_cohort(connected: Iterable[ClientId], bounds: CohortBounds, entropy: 
         NotEnough: fewer than `bounds.min` sites are there.
     """
     pool = sorted(set(connected))
+    if rate is not None:
+        pool = [name for name in pool if int.from_bytes(entropy(8), "little") < floor(rate * (1 << 64))]
     if len(pool) < bounds.min:
-        raise NotEnough("too few sites are connected", expected=f"at least {bounds.min}", got=len(pool))
+        what = "too few sites are connected" if rate is None else "too few sites were drawn"
+        raise NotEnough(what, expected=f"at least {bounds.min}", got=len(pool))
     if len(pool) <= bounds.max:
         return tuple(pool)
     for place in range(bounds.max):

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
 from enum import StrEnum
 from types import MappingProxyType
@@ -24,6 +24,8 @@ from fl_core.rounds.plan import (
     check_text,
     check_training,
 )
+from fl_core.rounds.privacy_choice import Evaluations, NoiseBy, PrivacyChoice
+from fl_core.rounds.privacy_terms import Mechanism, check_aggregation
 from fl_core.secagg.context import SMALLEST_COHORT
 from fl_core.secagg.degrees import Profile
 
@@ -64,6 +66,11 @@ class CodecChoice:
     levels: Levels = Levels.UNIFORM
     feedback: float = 0.0
     adaptive: bool = False
+
+    @property
+    def is_simple(self) -> bool:
+        """Whether no stage but clip and levels was asked for."""
+        return replace(self, clip=1.0, bits=None, ring_bits=None) == CodecChoice()
 
     def __post_init__(self) -> None:
         check_stages(self.clip, self.bits, self.ring_bits, self.selection, self.density, self.rotation, self.levels)
@@ -108,6 +115,7 @@ class JobSpec:
         training: options for the sites' trainers.
         paillier: of an encrypted job.
         evaluate_every: rounds between evaluations; 0 is never.
+        privacy: mechanism and budget; no differential privacy when None.
 
     Raises:
         PlanError: a value is out of range or the parts do not fit together.
@@ -132,6 +140,7 @@ class JobSpec:
     training: Mapping[str, Scalar] = field(default_factory=lambda: MappingProxyType({}))
     paillier: PaillierChoice = field(default_factory=PaillierChoice)
     evaluate_every: int = 1
+    privacy: PrivacyChoice | None = None
 
     def __post_init__(self) -> None:
         check_text("the name of a job", self.name)
@@ -157,6 +166,31 @@ class JobSpec:
                 expected=f"cohort.min and cohort.split >= {SMALLEST_COHORT}",
                 got=self.cohort.smallest_session,
                 fix="raise cohort.min and cohort.split, or say aggregation: plain",
+            )
+
+        if self.privacy is not None:
+            self._check_privacy(self.privacy)
+
+    def _check_privacy(self, privacy: PrivacyChoice) -> None:
+        check_aggregation(
+            privacy.mechanism,
+            privacy.noise is NoiseBy.BOTH,
+            self.aggregation is Aggregation.SECAGG,
+            self.aggregation,
+        )
+        if privacy.mechanism.is_in_ring and not self.codec.is_simple:
+            raise PlanError(
+                "a private job rounds updates in its own way",
+                expected="a codec section with ring_bits alone",
+                got="a codec with stages or a preset",
+                fix="leave the codec section out, or take local noise",
+            )
+        if self.evaluate_every and privacy.evaluations is Evaluations.REFUSED:
+            raise PlanError(
+                "no noise covers what sites measure",
+                expected="evaluate_every: 0 in a private job",
+                got=self.evaluate_every,
+                fix="set evaluate_every: 0, or say privacy.evaluations: outside if the sites' test data need no cover",
             )
 
     def to_json(self) -> str:
@@ -208,7 +242,7 @@ def _plain(value: object) -> object:
             return value.value
         case Mapping():
             return dict(value)
-        case CodecChoice() | CohortBounds() | OptimizerSpec() | PaillierChoice() | PhaseSchedule():
+        case CodecChoice() | CohortBounds() | OptimizerSpec() | PaillierChoice() | PhaseSchedule() | PrivacyChoice():
             return {name: _plain(part) for name, part in asdict(value).items() if part is not None}
         case _:
             return value
@@ -347,6 +381,34 @@ _OPTIMIZER: Mapping[str, Reader] = {
     "beta2": _number,
     "tau": _number,
 }
+_PRIVACY: Mapping[str, Reader] = {
+    "mechanism": _member(Mechanism),
+    "epsilon": _number,
+    "delta": _number,
+    "clip": _number,
+    "noise_multiplier": _optional(_number),
+    "releases": _optional(_integer),
+    "levels": _optional(_integer),
+    "noise": _member(NoiseBy),
+    "colluders": _integer,
+    "sampling_rate": _number,
+    "quantile": _number,
+    "steps": _integer,
+    "evaluations": _member(Evaluations),
+}
+
+
+def read_privacy(value: object, where: str = "privacy") -> PrivacyChoice | None:
+    """Read the privacy section of a job; `mechanism: none` is the same as no section.
+
+    Raises:
+        PlanError: a key is unknown or missing, or a value is out of range.
+    """
+    if value is None or _mapping(value, where).get("mechanism") == "none":
+        return None
+    return _read(PrivacyChoice, _PRIVACY, value, where, ("mechanism", "epsilon", "delta", "clip"))
+
+
 _JOB: Mapping[str, Reader] = {
     "name": _text,
     "rounds": _integer,
@@ -367,4 +429,5 @@ _JOB: Mapping[str, Reader] = {
     "training": _options,
     "paillier": _section(PaillierChoice, _PAILLIER),
     "evaluate_every": _integer,
+    "privacy": read_privacy,
 }

@@ -71,6 +71,7 @@ class AbandonReason(StrEnum):
     SERVICE_RESTARTED = "service_restarted"
     CANCELLED = "cancelled"
     DEADLINE = "deadline"
+    BUDGET_EXHAUSTED = "budget_exhausted"
 
 
 class Quorum(StrEnum):

@@ -12,6 +12,7 @@ from fl_core.codec.tensors import TensorManifest
 from fl_core.crypto import labels
 from fl_core.errors import PlanError
 from fl_core.rounds.paillier_terms import PaillierTerms
+from fl_core.rounds.privacy_terms import PrivacyTerms, check_aggregation, private_coordinates, private_length
 from fl_core.secagg.context import HararySpec, SessionContext
 from fl_core.secagg.degrees import SMALLEST_DEGREE, Profile
 from fl_core.secagg.profiles import check_sparse_graph
@@ -219,6 +220,7 @@ class RoundPlan:
         roster: the cohort, by ascending client_id.
         graph: the sparse graph of a masked attempt; complete when None. The threshold counts neighbours then.
         paillier: the key of an encrypted attempt.
+        privacy: who adds which noise; nobody when None.
 
     Raises:
         PlanError: a value is out of range or the parts do not fit together.
@@ -244,6 +246,7 @@ class RoundPlan:
     roster: tuple[RosterEntry, ...]
     training: Mapping[str, Scalar] = field(default_factory=lambda: MappingProxyType({}))
     graph: SparseGraph | None = None
+    privacy: PrivacyTerms | None = None
     _binding: list[bytes] = field(default_factory=list, init=False, repr=False, compare=False)
     paillier: PaillierTerms | None = None
 
@@ -264,6 +267,16 @@ class RoundPlan:
             raise PlanError(
                 "a Paillier key belongs to an encrypted attempt and to no other", got=self.aggregation.value
             )
+        if self.privacy is not None:
+            self._check_privacy(self.privacy)
+
+    def _check_privacy(self, terms: PrivacyTerms) -> None:
+        if self.max_weight != 1:
+            raise PlanError("sites of a private attempt weigh the same", expected="max_weight 1", got=self.max_weight)
+        check_aggregation(terms.mechanism, terms.both_servers, self.aggregation is Aggregation.SECAGG, self.aggregation)
+        if terms.mechanism.is_in_ring:
+            coordinates = private_coordinates(terms, self.manifest.size)
+            terms.check_room(coordinates, len(self.roster), self.min_survivors, self.codec.ring_bits)
 
     def _check_numbers(self) -> None:
         if not (1 <= self.round_id <= MAX_COUNT and 1 <= self.attempt <= MAX_ATTEMPT):
@@ -298,6 +311,8 @@ class RoundPlan:
     @property
     def length(self) -> int:
         """Coordinates of an upload: the header and the levels of what travels."""
+        if self.privacy is not None and self.privacy.mechanism.is_in_ring:
+            return private_length(self.privacy, self.manifest.size)
         return self.codec.length(self.manifest.size, self.max_weight)
 
     @property
@@ -319,6 +334,7 @@ class RoundPlan:
             *self._scalar_fields(),
             *self._graph_fields(),
             *([False] if self.paillier is None else self.paillier.fields()),
+            *self._privacy_fields(),
             *self._endpoint_fields(),
             *self._training_fields(),
         )
@@ -400,6 +416,27 @@ class RoundPlan:
             bounds: PhaseBounds = getattr(self.schedule, phase.name)
             scalars += [float(bounds.min_seconds), float(bounds.max_seconds)]
         return scalars
+
+    def _privacy_fields(self) -> list[labels.Field]:
+        if self.privacy is None:
+            return [False]
+        terms = self.privacy
+        return [
+            True,
+            terms.mechanism.value,
+            float(terms.budget.epsilon),
+            float(terms.budget.delta),
+            float(terms.clip),
+            float(terms.noise_multiplier),
+            terms.levels,
+            terms.both_servers,
+            terms.colluders,
+            float(terms.sampling_rate),
+            float(terms.exposed),
+            terms.expected_sites,
+            float(terms.quantile),
+            terms.steps,
+        ]
 
     def _harary(self, graph: SparseGraph) -> HararySpec:
         needs = check_sparse_graph(

@@ -4,11 +4,16 @@ from fl_core.codec.packing import packed_bytes
 from fl_core.codec.spec import BITS, CodecSpec, smallest_ring
 from fl_core.codec.tensors import TensorManifest
 from fl_core.codec.update_codec import UpdateCodec
+from fl_core.crypto import labels
+from fl_core.crypto.mask_prg import MASK_KEY_BYTES
 from fl_core.crypto.shamir import SHARE_BYTES
 from fl_core.errors import PlanError
 from fl_core.rounds.job import CodecChoice, JobSpec
 from fl_core.rounds.paillier_terms import PaillierTerms
 from fl_core.rounds.plan import Aggregation, JobId, RosterEntry, RoundPlan, ServiceEndpoint, SparseGraph
+from fl_core.rounds.privacy_choice import Draw
+from fl_core.rounds.privacy_terms import PrivacyTerms, private_coordinates
+from fl_core.rounds.private_codec import PrivateCodec
 from fl_core.secagg.context import SMALLEST_COHORT
 from fl_core.secagg.profiles import (
     GraphKind,
@@ -96,6 +101,7 @@ def build_plan(
     graph_commitment: bytes | None = None,
     span: float | None = None,
     paillier: PaillierTerms | None = None,
+    privacy: PrivacyTerms | None = None,
 ) -> RoundPlan:
     """Write the plan of one attempt.
 
@@ -113,6 +119,7 @@ def build_plan(
         graph_commitment: to the coordinator's beacon, for a sparse graph. Without one the graph is complete.
         span: of the levels, as the round before asks for it; see `fl_core.codec.span`.
         paillier: the key of an encrypted job.
+        privacy: the terms of a private job, see `PrivacyChoice.terms`.
 
     Returns:
         A plan that passed `check_plan`.
@@ -141,7 +148,7 @@ def build_plan(
         min_survivors=max(job.min_survivors or 0, fewest),
         max_dropout=job.max_dropout,
         max_corrupt=job.max_corrupt,
-        max_weight=job.max_weight,
+        max_weight=weight_bound(job),
         chunk_bytes=job.chunk_bytes,
         schedule=job.phases,
         aggregator=aggregator,
@@ -152,9 +159,17 @@ def build_plan(
         if sparse is None or graph_commitment is None
         else SparseGraph(sparse.degree, job.profile, graph_commitment),
         paillier=paillier,
+        privacy=privacy,
     )
+    if (job.privacy is None) != (privacy is None):
+        raise PlanError("the privacy of job and plan differ", expected="terms for a private job, and for no other")
     check_plan(plan)
     return plan
+
+
+def weight_bound(job: JobSpec) -> int:
+    """The largest weight of one site: one in a private job, where numbers of samples are nobody's business."""
+    return 1 if job.privacy is not None else job.max_weight
 
 
 def choose_sparse_graph(job: JobSpec, size: int) -> GraphParameters | None:
@@ -233,8 +248,35 @@ def check_job(job: JobSpec) -> None:
             )
 
 
+def check_private_job(job: JobSpec, size: int) -> None:
+    """Prove that a private job can hold for a model of `size`: budget, noise, ring.
+
+    Raises:
+        PlanError: it cannot; the message names the number to change.
+    """
+    if job.privacy is None:
+        return
+    for cohort in {job.cohort.min, job.cohort.max}:
+        draw = Draw(cohort, job.cohort.min, job.cohort.max)
+        job.privacy.check_rounds(job.rounds, size, draw)
+        terms = job.privacy.terms(job.rounds, size, draw)
+        threshold = job.threshold or _threshold(job, cohort)
+        survivors = max(job.min_survivors or threshold, threshold)
+        ring_bits = choose_codec(job.codec, cohort).ring_bits
+        if terms.mechanism.is_in_ring:
+            terms.check_room(private_coordinates(terms, size), cohort, survivors, ring_bits)
+
+
+def private_codec_of(plan: RoundPlan) -> PrivateCodec | None:
+    """The codec of an attempt whose noise is added in the ring; None for any other."""
+    if plan.privacy is None or not plan.privacy.mechanism.is_in_ring:
+        return None
+    key = labels.digest_fields(labels.ROTATION, plan.codec_seed)[:MASK_KEY_BYTES]
+    return PrivateCodec(plan.privacy, plan.manifest, plan.codec.ring_bits, plan.min_survivors, key)
+
+
 def codec_of(plan: RoundPlan) -> UpdateCodec:
-    """The codec that encodes and decodes updates of this attempt."""
+    """The codec that encodes and decodes updates of this attempt, unless `private_codec_of` gives another."""
     return UpdateCodec(plan.codec, plan.manifest, plan.max_weight, plan.codec_seed)
 
 

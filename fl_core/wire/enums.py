@@ -9,6 +9,7 @@ from fl_core.errors import RemoteProtocolError
 from fl_core.rounds.machine import AbandonReason, DropoutReason, RoundState
 from fl_core.rounds.paillier_terms import Custody
 from fl_core.rounds.plan import Aggregation
+from fl_core.rounds.privacy_terms import Mechanism
 from fl_core.secagg.degrees import Profile
 from fl_core.wire.v1 import round_pb2
 
@@ -41,6 +42,20 @@ def custody_from_proto(number: int) -> Custody:
         RemoteProtocolError: unspecified or unknown.
     """
     return _named(Custody, round_pb2.PaillierCustody.Value, "PAILLIER_CUSTODY_", number)
+
+
+def mechanism_to_proto(value: Mechanism) -> round_pb2.PrivacyMechanism.ValueType:
+    """To the wire."""
+    return round_pb2.PrivacyMechanism.Value(f"PRIVACY_MECHANISM_{value.name}")
+
+
+def mechanism_from_proto(number: int) -> Mechanism:
+    """From the wire.
+
+    Raises:
+        RemoteProtocolError: unspecified or unknown.
+    """
+    return _named(Mechanism, round_pb2.PrivacyMechanism.Value, "PRIVACY_MECHANISM_", number)
 
 
 def profile_to_proto(value: Profile) -> round_pb2.GraphProfile.ValueType:

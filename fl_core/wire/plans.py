@@ -7,6 +7,7 @@ from types import MappingProxyType
 from fl_core.codec.spec import CodecSpec
 from fl_core.codec.tensors import DTYPES, MAX_RANK, MAX_TENSORS, TensorManifest, TensorSpec
 from fl_core.errors import CodecError, PlanError
+from fl_core.privacy.budget import PrivacyBudget
 from fl_core.rounds.paillier_terms import PaillierTerms
 from fl_core.rounds.plan import (
     MAX_COHORT,
@@ -22,6 +23,7 @@ from fl_core.rounds.plan import (
     SparseGraph,
     check_training,
 )
+from fl_core.rounds.privacy_terms import PrivacyTerms
 from fl_core.wire.enums import (
     aggregation_from_proto,
     aggregation_to_proto,
@@ -29,6 +31,8 @@ from fl_core.wire.enums import (
     custody_to_proto,
     levels_from_proto,
     levels_to_proto,
+    mechanism_from_proto,
+    mechanism_to_proto,
     profile_from_proto,
     profile_to_proto,
     selection_from_proto,
@@ -148,6 +152,8 @@ def plan_to_proto(plan: RoundPlan) -> round_pb2.RoundPlan:
         message.paillier.CopyFrom(paillier_terms_to_proto(plan.paillier))
     if plan.graph is not None:
         message.graph.CopyFrom(_graph_to_proto(plan.graph))
+    if plan.privacy is not None:
+        message.privacy.CopyFrom(_terms_to_proto(plan.privacy))
     training_to_proto(plan.training, message.training)
     return message
 
@@ -184,6 +190,7 @@ def plan_from_proto(message: round_pb2.RoundPlan) -> RoundPlan:
         training=training_from_proto(message.training),
         graph=_graph_from_proto(message.graph) if message.HasField("graph") else None,
         paillier=paillier_terms_from_proto(message.paillier) if message.HasField("paillier") else None,
+        privacy=_terms_from_proto(message.privacy) if message.HasField("privacy") else None,
     )
 
 
@@ -264,6 +271,41 @@ def _graph_to_proto(graph: SparseGraph) -> round_pb2.SparseGraph:
 
 def _graph_from_proto(message: round_pb2.SparseGraph) -> SparseGraph:
     return SparseGraph(message.degree, profile_from_proto(message.profile), message.commitment)
+
+
+def _terms_to_proto(terms: PrivacyTerms) -> round_pb2.PrivacyTerms:
+    return round_pb2.PrivacyTerms(
+        mechanism=mechanism_to_proto(terms.mechanism),
+        epsilon=terms.budget.epsilon,
+        delta=terms.budget.delta,
+        clip=terms.clip,
+        noise_multiplier=terms.noise_multiplier,
+        levels=terms.levels,
+        both_servers=terms.both_servers,
+        colluders=terms.colluders,
+        sampling_rate=terms.sampling_rate,
+        exposed=terms.exposed,
+        expected_sites=terms.expected_sites,
+        quantile=terms.quantile,
+        steps=terms.steps,
+    )
+
+
+def _terms_from_proto(message: round_pb2.PrivacyTerms) -> PrivacyTerms:
+    return PrivacyTerms(
+        mechanism=mechanism_from_proto(message.mechanism),
+        budget=PrivacyBudget(message.epsilon, message.delta),
+        clip=message.clip,
+        noise_multiplier=message.noise_multiplier,
+        levels=message.levels,
+        both_servers=message.both_servers,
+        colluders=message.colluders,
+        sampling_rate=message.sampling_rate,
+        exposed=message.exposed,
+        expected_sites=message.expected_sites,
+        quantile=message.quantile,
+        steps=message.steps,
+    )
 
 
 def _endpoint_to_proto(endpoint: ServiceEndpoint) -> round_pb2.ServiceEndpoint:

@@ -13,7 +13,7 @@ from fl_core.rounds.plan import Aggregation, RoundPlan
 from fl_core.rounds.planner import upload_bytes
 from fl_core.secagg.inclusion import UploadTree
 from services.aggregator.partial import PartialUploads
-from services.aggregator.sums import ReleasedSum, RunningSum, open_sum
+from services.aggregator.sums import ReleasedSum, RunningSum, add_own_noise, open_sum
 from services.runtime.events import EventLog
 from services.runtime.offload import offload
 from services.runtime.sessions import run_to_end
@@ -368,6 +368,8 @@ class AggregationSession:
             return
         running = self._running_sum()
         mask = await offload(read_vector, staged, self.plan.length, self.plan.codec.ring_bits)
+        if self.plan.privacy is not None and self.plan.privacy.both_servers:
+            await offload(add_own_noise, self.plan, mask)
         vector = await offload(running.release, mask)
         self._mask_sha256 = sha256
         self._release(vector)

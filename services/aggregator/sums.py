@@ -1,5 +1,6 @@
 """The running sum of one session: one vector, whatever the cohort, masked, encrypted or plain."""
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -7,9 +8,10 @@ from typing import Protocol
 import numpy as np
 
 from fl_core.codec.header import UploadHeader, check_sum, read_header
-from fl_core.crypto.mask_prg import RingVector, lane_dtype
+from fl_core.crypto.mask_prg import MASK_KEY_BYTES, RingVector, lane_dtype
 from fl_core.errors import BadAggregate, CodecError, LocalProtocolError, NotEnough, RemoteProtocolError
 from fl_core.rounds.plan import Aggregation, RoundPlan
+from fl_core.rounds.planner import private_codec_of
 from fl_core.secagg.masked_sum import AwaitingMask, CollectingMaskedInputs
 from fl_core.secagg.messages import MaskedInput
 from services.runtime.staging import StagedStream, read_vector
@@ -167,6 +169,13 @@ class PlainSum:
         return self._total
 
 
+def add_own_noise(plan: RoundPlan, mask: RingVector) -> None:
+    """Add the aggregator's own noise to a combined mask, before it is taken off: the key server cannot subtract it."""
+    codec = private_codec_of(plan)
+    if codec is not None:
+        codec.add_noise(mask, os.urandom(MASK_KEY_BYTES))
+
+
 def _check_plain_update(plan: RoundPlan, vector: RingVector) -> None:
     header = _header_of(plan, vector)
     if header.count != 1 or not 1 <= header.weight <= plan.max_weight or header.clamped > 1:
@@ -175,6 +184,9 @@ def _check_plain_update(plan: RoundPlan, vector: RingVector) -> None:
             expected=f"a weight of 1 to {plan.max_weight} and a count of 1",
             got=f"{header.weight} and {header.count}",
         )
+    if plan.privacy is not None and plan.privacy.mechanism.is_in_ring:
+        # Integers around zero: every element of the ring may stand for one.
+        return
     largest = int(vector[plan.codec.header(plan.max_weight) :].max(initial=0))
     if largest > plan.codec.top:
         raise CodecError("a level of an update is out of range", expected=f"at most {plan.codec.top}", got=largest)

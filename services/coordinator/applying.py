@@ -3,18 +3,21 @@ when its codec changes the order of the coordinates."""
 
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
-from fl_core.codec.tensors import TensorManifest, Tensors, TensorSpec, add_update, manifest_of
-from fl_core.codec.update_codec import MeanReader
+from fl_core.codec.tensors import FloatVector, TensorManifest, Tensors, TensorSpec, add_update, manifest_of
 from fl_core.rounds.job import JobSpec
 from fl_core.rounds.optimizer import OptimizerSpec, OptimizerState, change, slot_names
+from fl_core.rounds.planner import private_codec_of
 from fl_core.wire.chunks import DEFAULT_CHUNK_BYTES
 from services.coordinator.models import ModelStore
+from services.coordinator.privacy_desk import PrivacyDesk
+from services.coordinator.private_sum import PrivateTotal, open_private_total
 from services.coordinator.records import ModelRecord
 from services.coordinator.spans import load_span, store_span
-from services.coordinator.totals import SessionSum, open_total
+from services.coordinator.totals import SessionSum, Total, open_total
 from services.runtime.offload import offload
 
 BLOCK = 1 << 16
@@ -34,7 +37,12 @@ class NextVersion:
 
 
 async def make_next_version(
-    models: ModelStore, spec: JobSpec, base: ModelRecord, sums: Sequence[SessionSum], now: float
+    models: ModelStore,
+    spec: JobSpec,
+    base: ModelRecord,
+    sums: Sequence[SessionSum],
+    now: float,
+    privacy: PrivacyDesk,
 ) -> NextVersion:
     """Apply the sums of an attempt to the model that its sites trained from, and store the result as blobs.
 
@@ -44,12 +52,17 @@ async def make_next_version(
     """
     plan = sums[0].plan
     state = await _load_state(models, base)
-    total = await offload(open_total, sums)
-    move = ModelMove(plan.manifest, spec.optimizer, state, MeanReader(total.decoder, total.levels.take))
+    is_private = private_codec_of(plan) is not None
+    total: Total | PrivateTotal = (
+        await offload(open_private_total, sums) if is_private else await offload(open_total, sums)
+    )
+    move = ModelMove(plan.manifest, spec.optimizer, state, total.means())
     stem = f"models/{plan.job_id}/v{base.version + 1}-r{plan.round_id}a{plan.attempt}"
     stored = await models.receive(f"{stem}.safetensors", plan.manifest, _moved(models, base, move))
     optimizer_blob = await _store_state(models, f"{stem}-optimizer.safetensors", move.state)
-    if plan.codec.adaptive:
+    if isinstance(total, PrivateTotal):
+        await _settle_clip(total, privacy)
+    elif plan.codec.adaptive:
         await store_span(models, stored.blob_name, total.decoder, await load_span(models, base))
     model = ModelRecord(
         job_id=plan.job_id,
@@ -60,13 +73,26 @@ async def make_next_version(
         created_at=now,
         optimizer_blob=optimizer_blob,
     )
-    return NextVersion(model, total.decoder.total_weight, total.sha256)
+    return NextVersion(model, total.total_weight, total.sha256)
+
+
+async def _settle_clip(total: PrivateTotal, privacy: PrivacyDesk) -> None:
+    clip = await offload(total.next_clip)
+    if clip is not None:
+        await privacy.settle(total.sums[0].plan, clip)
 
 
 async def _moved(models: ModelStore, base: ModelRecord, move: "ModelMove") -> AsyncIterator[bytes]:
     reader = await models.open(base.blob_name, base.model_digest)
     async for chunk in reader.chunks(DEFAULT_CHUNK_BYTES):
         yield await offload(move.feed, chunk.data)
+
+
+class Means(Protocol):
+    """A mean update that is read in order."""
+
+    def take(self, count: int) -> FloatVector:
+        """The next `count` coordinates, float32, model units."""
 
 
 class ModelMove:
@@ -84,7 +110,7 @@ class ModelMove:
         manifest: TensorManifest,
         optimizer: OptimizerSpec,
         state: OptimizerState,
-        means: MeanReader,
+        means: Means,
     ) -> None:
         self._optimizer = optimizer
         self._before = state

@@ -29,6 +29,7 @@ from fl_core.rounds.paillier_terms import PaillierTerms
 from fl_core.rounds.partition import partition
 from fl_core.rounds.plan import Aggregation, ClientId, RosterEntry
 from fl_core.rounds.planner import build_plan, choose_codec
+from fl_core.rounds.privacy_terms import PrivacyTerms, drawing_rate
 from fl_core.secagg.beacon import make_beacon
 from fl_core.wire.convert import abandon_reason_to_proto, round_state_to_proto
 from fl_core.wire.v1 import coordinator_pb2 as pb
@@ -113,7 +114,9 @@ class Attempt:
         await run_beside(self._gather(), until_cancelled(self._cancelled))
         # From here on a cancellation waits: what was released is applied and committed, or fails by itself.
         sums = [SessionSum(session.plan, self._sums[session]) for session in self.sessions if session in self._sums]
-        made = await make_next_version(self._with.models, self._spec, self._base, sums, self._with.clock())
+        made = await make_next_version(
+            self._with.models, self._spec, self._base, sums, self._with.clock(), self._with.privacy
+        )
         await self.journal.commit(made.model, made.total_weight, made.aggregate_sha256)
         self._committed = made.model
         survivors = sum(len(part.aggregate.info.survivors) for part in sums)
@@ -183,12 +186,15 @@ class Attempt:
         if recalled:
             QUARANTINES_SUSPENDED.inc(len(recalled))
             log.warning("quarantine_gave_way", sites=recalled, cohort_min=self._spec.cohort.min)
-        cohort = choose_cohort(candidates, self._spec.cohort, os.urandom)
+        privacy = await self._with.privacy.terms(self._spec, self.journal.key.job_id, self._manifest, len(candidates))
+        cohort = choose_cohort(candidates, self._spec.cohort, os.urandom, drawing_rate(privacy))
         parts = partition(cohort, self._spec.cohort.split, os.urandom)
         rosters = [tuple(RosterEntry(name, connected[name]) for name in part) for part in parts]
-        return await self._place(rosters)
+        return await self._place(rosters, privacy)
 
-    async def _place(self, rosters: Sequence[tuple[RosterEntry, ...]]) -> tuple[SessionRun, ...]:
+    async def _place(
+        self, rosters: Sequence[tuple[RosterEntry, ...]], privacy: PrivacyTerms | None
+    ) -> tuple[SessionRun, ...]:
         """Give each part of the cohort its services, and a plan."""
         is_secure = self._spec.aggregation is Aggregation.SECAGG
         span, key = await self._span(), self.journal.key
@@ -213,6 +219,7 @@ class Attempt:
                 graph_commitment=beacon.commitment if beacon else None,
                 span=span,
                 paillier=await self._paillier_terms(keyserver.peer) if keyserver else None,
+                privacy=privacy,
             )
             peer = keyserver.peer if keyserver else None
             sessions.append(SessionRun(plan, beacon, aggregator.peer, peer, self._with))

@@ -209,6 +209,9 @@ class Driver:
             went_well = record.state is RoundState.COMMITTED
             if went_well:
                 backoff.reset()
+            elif record.abandon_reason is AbandonReason.BUDGET_EXHAUSTED:
+                await self._end(job.job_id, JobStatus.FAILED, record.detail)
+                return
             elif await self._tried_enough(record, spec) and not run.cancelled.is_set():
                 await self._end(job.job_id, JobStatus.FAILED, _failure(record))
                 return

@@ -6,7 +6,15 @@ from typing import Any, TypeVar
 
 import structlog
 
-from fl_core.errors import BadAggregate, CodecError, NotEnough, PeerLost, TacitError, UnknownSession
+from fl_core.errors import (
+    BadAggregate,
+    BudgetExhausted,
+    CodecError,
+    NotEnough,
+    PeerLost,
+    TacitError,
+    UnknownSession,
+)
 from fl_core.rounds.machine import AbandonReason
 
 T = TypeVar("T")
@@ -44,6 +52,8 @@ def reason_of(error: TacitError) -> AbandonReason:
             return AbandonReason.SERVICE_RESTARTED
         case BadAggregate() | CodecError():
             return AbandonReason.BAD_AGGREGATE
+        case BudgetExhausted():
+            return AbandonReason.BUDGET_EXHAUSTED
         case NotEnough():
             return AbandonReason.TOO_FEW_UPLOADS
         case _:

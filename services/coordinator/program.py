@@ -22,6 +22,8 @@ from services.coordinator.models import ModelStore
 from services.coordinator.peers import AggregatorPeer, KeyServerPeer
 from services.coordinator.placement import ServicePool
 from services.coordinator.presence import Presence
+from services.coordinator.privacy_desk import PrivacyDesk
+from services.coordinator.privacy_store import PrivacyStore
 from services.coordinator.resources import Resources, steady_clock
 from services.coordinator.round_store import RoundStore
 from services.coordinator.service import ROLES, CoordinatorService
@@ -96,6 +98,7 @@ async def open_resources(settings: CoordinatorSettings) -> AsyncIterator[Resourc
         evaluations=EvaluationDesk(presence, traffic),
         traffic=traffic,
         clock=clock,
+        privacy=PrivacyDesk(PrivacyStore(database), clock),
         inbox=AggregateInbox(staging),
     )
     SITES_CONNECTED.set_function(lambda: len(presence.connected()))

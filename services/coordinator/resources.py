@@ -11,6 +11,7 @@ from services.coordinator.models import ModelStore
 from services.coordinator.peers import AggregatorPeer, KeyServerPeer
 from services.coordinator.placement import ServicePool
 from services.coordinator.presence import Presence
+from services.coordinator.privacy_desk import PrivacyDesk
 from services.coordinator.round_store import RoundStore
 from services.coordinator.traffic import Traffic
 from services.coordinator.transcripts import TranscriptStore
@@ -36,6 +37,7 @@ class Resources:
     evaluations: EvaluationDesk
     traffic: Traffic
     inbox: AggregateInbox
+    privacy: PrivacyDesk
     clock: Clock = field(default_factory=steady_clock)
 
     async def close(self) -> None:

@@ -15,7 +15,7 @@ from fl_core.codec.tensors import TensorManifest
 from fl_core.errors import NotEnough, PlanError, StreamError
 from fl_core.rounds.job import JobSpec, job_from_mapping
 from fl_core.rounds.plan import ClientId, JobId
-from fl_core.rounds.planner import check_job
+from fl_core.rounds.planner import check_job, check_private_job
 from fl_core.transport.errors import printable
 from fl_core.transport.identity import Identity, Role
 from fl_core.wire.chunks import ChunkReader
@@ -36,8 +36,9 @@ from services.coordinator.records import FIRST_VERSION, AttemptKey, JobRecord, M
 from services.coordinator.resources import Resources
 from services.coordinator.settings import CoordinatorSettings
 from services.runtime.identity import Context, caller, role_table
-from services.runtime.membership import check_site
+from services.runtime.membership import check_own_certificate, check_site
 from services.runtime.metrics import in_turn
+from services.runtime.offload import offload
 from services.runtime.sessions import StreamSlots
 from services.runtime.streams import expect_message, next_message
 
@@ -61,6 +62,8 @@ ROLES = role_table(
         "SubmitJob": {Role.OPERATOR},
         "WatchJob": {Role.OPERATOR},
         "CancelJob": {Role.OPERATOR},
+        "CountersignRelease": {Role.SITE},
+        "GetPrivacyReport": {Role.OPERATOR},
         "GetTranscript": {Role.OPERATOR},
         "ReportAggregate": {Role.AGGREGATOR},
     },
@@ -128,6 +131,29 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServiceServicer):
         session.leave(ClientId(identity.id), reason, detail)
         return pb.LeaveRoundResponse()
 
+    async def CountersignRelease(  # noqa: N802
+        self, request: pb.CountersignReleaseRequest, context: Context
+    ) -> pb.CountersignReleaseResponse:
+        """Site: I take part in this release, and this is what my ledger counts for it."""
+        identity = caller(context)
+        plan = self._driver.session_of(session_id_from_proto(request.session_id)).plan
+        index = plan.index_of(identity.id)
+        check_site(plan, identity, index)
+        check_own_certificate(identity, request.certificate_der)
+        await self._with.privacy.countersign(plan, index, request)
+        self._count(plan.job_id, identity, up=request.ByteSize())
+        return pb.CountersignReleaseResponse()
+
+    async def GetPrivacyReport(  # noqa: N802
+        self,
+        request: pb.GetPrivacyReportRequest,
+        context: Context,  # noqa: ARG002
+    ) -> pb.GetPrivacyReportResponse:
+        """Operator: what a job has spent of its privacy budget."""
+        job = await self._with.jobs.job(request.job_id)
+        report = await self._with.privacy.report(job, spec_of(job))
+        return pb.GetPrivacyReportResponse(report_json=json.dumps(report, allow_nan=False))
+
     async def ReportEvaluation(  # noqa: N802
         self, request: pb.ReportEvaluationRequest, context: Context
     ) -> pb.ReportEvaluationResponse:
@@ -186,6 +212,7 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServiceServicer):
             header = (await expect_message(requests, "header", STALL_TIMEOUT_S)).header
             spec, manifest = read_spec(header.spec_json), manifest_from_proto(header.manifest)
             check_job(spec)
+            await offload(check_private_job, spec, manifest.size)
             job_id = new_job_id(spec)
             stored = await self._receive_model(job_id, manifest, header.stream, requests)
             await self._add_job(job_id, spec, stored, identity)

@@ -235,9 +235,12 @@ class SessionRun:
     ) -> tuple[tuple[int, ...], round_pb2.SignedPart]:
         expected = frozenset(eligible)
         await self._await_uploads(plan, expected)
+        # From here on a sum may come into being, whatever breaks: it is counted now, and for good.
+        await self._with.privacy.reserve(plan)
         survivors, frozen = await self._aggregator.freeze(plan, sorted(expected))
         if not set(survivors) <= expected or len(survivors) < plan.min_survivors:
             raise AttemptFailed(AbandonReason.BAD_AGGREGATE, "the aggregator froze impossible survivors")
+        await self._with.privacy.check_signed(plan, survivors)
         await self._await_last_records()
         for index in sorted(expected - set(survivors)):
             await self._drop(index, DropoutReason.UPLOAD_TIMEOUT)

@@ -159,6 +159,23 @@ class ParticipantRow(OfAttempt, Base):
     bytes_down: Mapped[int] = mapped_column(BigInteger, default=0)
 
 
+class PrivacyRow(OfAttempt, Base):
+    """What a release was counted with: in the ledger of the job, whose client_id is empty, or in that of a site."""
+
+    __tablename__ = "privacy_releases"
+    __table_args__ = (ForeignKeyConstraint(["job_id", "round_id", "attempt"], _ATTEMPT),)
+
+    session_id: Mapped[bytes] = mapped_column(LargeBinary(16), primary_key=True)
+    client_id: Mapped[str] = mapped_column(String(200), primary_key=True)
+    event_json: Mapped[str] = mapped_column(Text)
+    reserved_at: Mapped[float]
+    clip: Mapped[float]
+    next_clip: Mapped[float | None]
+    binding: Mapped[bytes]
+    certificate_der: Mapped[bytes]
+    signature: Mapped[bytes]
+
+
 class EvaluationRow(OfAttempt, Base):
     """What one site measured of the model that one attempt committed."""
 

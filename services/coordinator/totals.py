@@ -8,11 +8,12 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from fl_core.codec.update_codec import SumDecoder
+from fl_core.codec.update_codec import MeanReader, SumDecoder
 from fl_core.crypto.mask_prg import RingVector
 from fl_core.errors import BadAggregate, LocalProtocolError
 from fl_core.rounds.plan import RoundPlan
 from fl_core.rounds.planner import codec_of
+from fl_core.rounds.private_codec import PrivateSum
 from services.coordinator.aggregates import Aggregate
 
 LevelVector = npt.NDArray[np.unsignedinteger[Any]]
@@ -29,7 +30,7 @@ class SessionSum:
         """Its coordinates, from the first one on."""
         return LevelReader(self.aggregate.packed.read_blocks(self.plan.length, self.plan.codec.ring_bits))
 
-    def check(self, decoder: SumDecoder) -> None:
+    def check(self, decoder: SumDecoder | PrivateSum) -> None:
         """Check the weight that the aggregator stated against the one that is inside the sum.
 
         Raises:
@@ -122,6 +123,15 @@ class Total:
     decoder: SumDecoder
     levels: Levels
     sums: tuple[SessionSum, ...]
+
+    @property
+    def total_weight(self) -> int:
+        """Sum of the weights of all survivors."""
+        return self.decoder.total_weight
+
+    def means(self) -> MeanReader:
+        """Reads the mean update in order."""
+        return MeanReader(self.decoder, self.levels.take)
 
     @property
     def sha256(self) -> bytes:

@@ -1,11 +1,14 @@
 """Makes the combined mask of a session on several threads."""
 
 import asyncio
+import os
 
 import numpy as np
 
-from fl_core.crypto.mask_prg import RingVector, lane_dtype
+from fl_core.crypto.mask_prg import MASK_KEY_BYTES, RingVector, lane_dtype
 from fl_core.rounds.plan import RoundPlan
+from fl_core.rounds.planner import private_codec_of
+from fl_core.rounds.privacy_terms import Mechanism
 from fl_core.secagg.masks import MaskTerm
 from fl_core.secagg.unmasking import RebuiltSeeds
 from services.runtime.offload import offload
@@ -26,6 +29,17 @@ async def expand_mask(plan: RoundPlan, seeds: RebuiltSeeds, threads: int) -> Rin
     mask: RingVector = np.empty(plan.length, lane_dtype(plan.codec.ring_bits))
     await asyncio.gather(*(offload(job.expand, mask) for job in seeds.mask_jobs(threads, terms)))
     return mask
+
+
+async def add_own_noise(plan: RoundPlan, vector: RingVector) -> None:
+    """Add the noise of this service to a combined mask, in place, where the plan wants it; else change nothing.
+
+    What the mask is taken off then is a noised sum: whoever takes it off never has another one.
+    """
+    codec = private_codec_of(plan)
+    if codec is None or codec.terms.mechanism is not Mechanism.CENTRAL:
+        return
+    await offload(codec.add_noise, vector, os.urandom(MASK_KEY_BYTES))
 
 
 async def _terms(seeds: RebuiltSeeds, threads: int) -> list[MaskTerm]:

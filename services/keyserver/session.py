@@ -44,7 +44,7 @@ from fl_core.secagg.messages import (
 from fl_core.secagg.unmasking import CollectingReveals, CollectingSignatures, RebuiltSeeds, SharesRelayed
 from fl_core.wire.convert import directory_to_proto, relayed_shares_to_proto
 from fl_core.wire.v1 import keyserver_pb2
-from services.keyserver.expansion import expand_mask
+from services.keyserver.expansion import add_own_noise, expand_mask
 from services.keyserver.facts import Closed, Dropped, ExchangeFact, Failed, Frozen, Phase, Traffic, Unmasked
 from services.keyserver.gathering import Gathering
 from services.runtime.events import EventLog, Notice
@@ -469,9 +469,11 @@ class ExchangeSession:
 
     async def _expand(self, seeds: RebuiltSeeds, threads: int) -> RingVector:
         try:
-            return await expand_mask(self.plan, seeds, threads)
+            mask = await expand_mask(self.plan, seeds, threads)
+            await add_own_noise(self.plan, mask)
         except TacitError as error:
             raise _Failure(AbandonReason.BAD_SHARES, error) from error
+        return mask
 
     async def _deliver(self, deliver: Deliver, survivors: tuple[int, ...], mask: RingVector) -> None:
         try:

@@ -1,5 +1,7 @@
 """Who may speak for an index of a roster, and for a service that a plan names."""
 
+from hashlib import sha256
+
 from fl_core.errors import PermissionRefused, PlanError, RemoteProtocolError
 from fl_core.rounds.plan import RoundPlan, ServiceEndpoint
 from fl_core.transport.identity import Identity
@@ -33,6 +35,18 @@ def check_site(plan: RoundPlan, identity: Identity, index: int) -> None:
             expected=entry.certificate_sha256.hex()[:16],
             got=identity.certificate_sha256.hex()[:16],
             fix="wait for the next attempt, whose plan names the new certificate",
+        )
+
+
+def check_own_certificate(identity: Identity, certificate_der: bytes) -> None:
+    """Check that a certificate in a message is the one of the connection.
+
+    Raises:
+        PermissionRefused: it is another one.
+    """
+    if sha256(certificate_der).digest() != identity.certificate_sha256:
+        raise PermissionRefused(
+            "a message names another certificate than its connection", expected=identity.certificate_sha256.hex()[:16]
         )
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from fl_core.codec.spec import CodecSpec
 from fl_core.codec.tensors import TensorManifest, TensorSpec
 from fl_core.errors import PlanError
+from fl_core.privacy.budget import PrivacyBudget
 from fl_core.rounds.job import CodecChoice, job_from_mapping
 from fl_core.rounds.paillier_terms import PaillierTerms
 from fl_core.rounds.plan import (
@@ -33,6 +34,7 @@ from fl_core.rounds.planner import (
     codec_of,
     upload_bytes,
 )
+from fl_core.rounds.privacy_terms import Mechanism, PrivacyTerms
 from fl_core.secagg.degrees import Profile
 
 AGGREGATOR = ServiceEndpoint("agg", "host:1", b"a" * 32)
@@ -191,11 +193,38 @@ ALONG: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", [field.name for field in fields(RoundPlan) if field.init])
+@pytest.mark.parametrize("name", [field.name for field in fields(RoundPlan) if field.init and field.name != "privacy"])
 def test_every_field_of_a_plan_changes_the_session(name: str) -> None:
     plan = plan_of()
     change = {name: OTHER[name]} | ALONG.get(name, {})
     assert replace(plan, **change).session_id != plan.session_id
+
+
+TERMS = PrivacyTerms(Mechanism.CENTRAL, PrivacyBudget(2.0, 1e-6), 0.5, 1.25, 256, sampling_rate=0.5)
+OTHER_TERMS: dict[str, Any] = {
+    "mechanism": Mechanism.DISTRIBUTED,
+    "budget": PrivacyBudget(2.0, 1e-7),
+    "clip": 0.25,
+    "noise_multiplier": 1.0,
+    "levels": 512,
+    "both_servers": True,
+    "colluders": 1,
+    "sampling_rate": 0.4,
+    "exposed": 0.1,
+    "expected_sites": 5,
+    "quantile": 0.5,
+    "steps": 2,
+}
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(PrivacyTerms)])
+def test_every_field_of_the_privacy_terms_changes_the_session(name: str) -> None:
+    plan = plan_of()
+    base = {"mechanism": Mechanism.DISTRIBUTED} if name == "colluders" else {}
+    base |= {"sampling_rate": 1.0} if name in ("colluders", "mechanism") else {}
+    private = replace(plan, max_weight=1, privacy=replace(TERMS, **base))
+    changed = replace(plan, max_weight=1, privacy=replace(TERMS, **(base | {name: OTHER_TERMS[name]})))
+    assert len({plan.session_id, private.session_id, changed.session_id}) == 3
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from fl_core.codec.spec import CodecSpec
 from fl_core.codec.tensors import DTYPES, TensorManifest, TensorSpec
 from fl_core.crypto.shamir import SHARE_BYTES
 from fl_core.errors import BadKey, BadShares, CodecError, PlanError, RemoteProtocolError, TacitError
+from fl_core.privacy.budget import PrivacyBudget
 from fl_core.rounds.machine import AbandonReason, DropoutReason, RoundState, SiteDropout
 from fl_core.rounds.plan import (
     Aggregation,
@@ -25,6 +26,7 @@ from fl_core.rounds.plan import (
     ServiceEndpoint,
     SparseGraph,
 )
+from fl_core.rounds.privacy_terms import Mechanism, PrivacyTerms
 from fl_core.rounds.report import AggregateInfo, RoundReport, SiteEvaluation
 from fl_core.secagg import messages as values
 from fl_core.secagg.commitments import PAIR_BYTES
@@ -85,6 +87,15 @@ PAIRS: list[tuple[Any, Callable[[Any], Message], Callable[[Any], Any]]] = [
     (PLAN, convert.plan_to_proto, convert.plan_from_proto),
     (
         replace(PLAN, aggregation=Aggregation.PLAIN, keyserver=None, training={}),
+        convert.plan_to_proto,
+        convert.plan_from_proto,
+    ),
+    (
+        replace(
+            PLAN,
+            max_weight=1,
+            privacy=PrivacyTerms(Mechanism.CENTRAL, PrivacyBudget(2.0, 1e-6), 0.5, 1.25, 256, True, quantile=0.5),
+        ),
         convert.plan_to_proto,
         convert.plan_from_proto,
     ),

@@ -602,6 +602,73 @@ class GetTranscriptResponse(google.protobuf.message.Message):
 global___GetTranscriptResponse = GetTranscriptResponse
 
 @typing.final
+class CountersignReleaseRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SESSION_ID_FIELD_NUMBER: builtins.int
+    EVENT_JSON_FIELD_NUMBER: builtins.int
+    SIGNATURE_FIELD_NUMBER: builtins.int
+    CERTIFICATE_DER_FIELD_NUMBER: builtins.int
+    session_id: builtins.bytes
+    event_json: builtins.str
+    """Canonical JSON of a privacy event, see docs/privacy.md."""
+    signature: builtins.bytes
+    """By the certificate that the roster names, over the binding of the attempt and the event."""
+    certificate_der: builtins.bytes
+    def __init__(
+        self,
+        *,
+        session_id: builtins.bytes = ...,
+        event_json: builtins.str = ...,
+        signature: builtins.bytes = ...,
+        certificate_der: builtins.bytes = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["certificate_der", b"certificate_der", "event_json", b"event_json", "session_id", b"session_id", "signature", b"signature"]) -> None: ...
+
+global___CountersignReleaseRequest = CountersignReleaseRequest
+
+@typing.final
+class CountersignReleaseResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+global___CountersignReleaseResponse = CountersignReleaseResponse
+
+@typing.final
+class GetPrivacyReportRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: builtins.int
+    job_id: builtins.str
+    def __init__(
+        self,
+        *,
+        job_id: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["job_id", b"job_id"]) -> None: ...
+
+global___GetPrivacyReportRequest = GetPrivacyReportRequest
+
+@typing.final
+class GetPrivacyReportResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REPORT_JSON_FIELD_NUMBER: builtins.int
+    report_json: builtins.str
+    """JSON, see docs/privacy.md."""
+    def __init__(
+        self,
+        *,
+        report_json: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["report_json", b"report_json"]) -> None: ...
+
+global___GetPrivacyReportResponse = GetPrivacyReportResponse
+
+@typing.final
 class AggregateHeader(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 

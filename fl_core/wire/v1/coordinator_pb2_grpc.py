@@ -85,6 +85,16 @@ class CoordinatorServiceStub(object):
                 request_serializer=fl__core_dot_wire_dot_v1_dot_coordinator__pb2.GetTranscriptRequest.SerializeToString,
                 response_deserializer=fl__core_dot_wire_dot_v1_dot_coordinator__pb2.GetTranscriptResponse.FromString,
                 _registered_method=True)
+        self.CountersignRelease = channel.unary_unary(
+                '/fl_core.wire.v1.CoordinatorService/CountersignRelease',
+                request_serializer=fl__core_dot_wire_dot_v1_dot_coordinator__pb2.CountersignReleaseRequest.SerializeToString,
+                response_deserializer=fl__core_dot_wire_dot_v1_dot_coordinator__pb2.CountersignReleaseResponse.FromString,
+                _registered_method=True)
+        self.GetPrivacyReport = channel.unary_unary(
+                '/fl_core.wire.v1.CoordinatorService/GetPrivacyReport',
+                request_serializer=fl__core_dot_wire_dot_v1_dot_coordinator__pb2.GetPrivacyReportRequest.SerializeToString,
+                response_deserializer=fl__core_dot_wire_dot_v1_dot_coordinator__pb2.GetPrivacyReportResponse.FromString,
+                _registered_method=True)
         self.ReportAggregate = channel.stream_unary(
                 '/fl_core.wire.v1.CoordinatorService/ReportAggregate',
                 request_serializer=fl__core_dot_wire_dot_v1_dot_coordinator__pb2.ReportAggregateRequest.SerializeToString,
@@ -165,6 +175,20 @@ class CoordinatorServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CountersignRelease(self, request, context):
+        """site: I take part in this noised release and count it in my own ledger, before I upload.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetPrivacyReport(self, request, context):
+        """operator: what a job has spent of its privacy budget, release by release and site by site.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ReportAggregate(self, request_iterator, context):
         """aggregator: the sum of one session.
         """
@@ -224,6 +248,16 @@ def add_CoordinatorServiceServicer_to_server(servicer, server):
                     servicer.GetTranscript,
                     request_deserializer=fl__core_dot_wire_dot_v1_dot_coordinator__pb2.GetTranscriptRequest.FromString,
                     response_serializer=fl__core_dot_wire_dot_v1_dot_coordinator__pb2.GetTranscriptResponse.SerializeToString,
+            ),
+            'CountersignRelease': grpc.unary_unary_rpc_method_handler(
+                    servicer.CountersignRelease,
+                    request_deserializer=fl__core_dot_wire_dot_v1_dot_coordinator__pb2.CountersignReleaseRequest.FromString,
+                    response_serializer=fl__core_dot_wire_dot_v1_dot_coordinator__pb2.CountersignReleaseResponse.SerializeToString,
+            ),
+            'GetPrivacyReport': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetPrivacyReport,
+                    request_deserializer=fl__core_dot_wire_dot_v1_dot_coordinator__pb2.GetPrivacyReportRequest.FromString,
+                    response_serializer=fl__core_dot_wire_dot_v1_dot_coordinator__pb2.GetPrivacyReportResponse.SerializeToString,
             ),
             'ReportAggregate': grpc.stream_unary_rpc_method_handler(
                     servicer.ReportAggregate,
@@ -501,6 +535,60 @@ class CoordinatorService(object):
             '/fl_core.wire.v1.CoordinatorService/GetTranscript',
             fl__core_dot_wire_dot_v1_dot_coordinator__pb2.GetTranscriptRequest.SerializeToString,
             fl__core_dot_wire_dot_v1_dot_coordinator__pb2.GetTranscriptResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CountersignRelease(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fl_core.wire.v1.CoordinatorService/CountersignRelease',
+            fl__core_dot_wire_dot_v1_dot_coordinator__pb2.CountersignReleaseRequest.SerializeToString,
+            fl__core_dot_wire_dot_v1_dot_coordinator__pb2.CountersignReleaseResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetPrivacyReport(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fl_core.wire.v1.CoordinatorService/GetPrivacyReport',
+            fl__core_dot_wire_dot_v1_dot_coordinator__pb2.GetPrivacyReportRequest.SerializeToString,
+            fl__core_dot_wire_dot_v1_dot_coordinator__pb2.GetPrivacyReportResponse.FromString,
             options,
             channel_credentials,
             insecure,

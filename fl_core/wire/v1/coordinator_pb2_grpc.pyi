@@ -80,6 +80,18 @@ class CoordinatorServiceStub:
     ]
     """operator: the signed record of one ended attempt."""
 
+    CountersignRelease: grpc.UnaryUnaryMultiCallable[
+        fl_core.wire.v1.coordinator_pb2.CountersignReleaseRequest,
+        fl_core.wire.v1.coordinator_pb2.CountersignReleaseResponse,
+    ]
+    """site: I take part in this noised release and count it in my own ledger, before I upload."""
+
+    GetPrivacyReport: grpc.UnaryUnaryMultiCallable[
+        fl_core.wire.v1.coordinator_pb2.GetPrivacyReportRequest,
+        fl_core.wire.v1.coordinator_pb2.GetPrivacyReportResponse,
+    ]
+    """operator: what a job has spent of its privacy budget, release by release and site by site."""
+
     ReportAggregate: grpc.StreamUnaryMultiCallable[
         fl_core.wire.v1.coordinator_pb2.ReportAggregateRequest,
         fl_core.wire.v1.coordinator_pb2.ReportAggregateResponse,
@@ -146,6 +158,18 @@ class CoordinatorServiceAsyncStub:
         fl_core.wire.v1.coordinator_pb2.GetTranscriptResponse,
     ]
     """operator: the signed record of one ended attempt."""
+
+    CountersignRelease: grpc.aio.UnaryUnaryMultiCallable[
+        fl_core.wire.v1.coordinator_pb2.CountersignReleaseRequest,
+        fl_core.wire.v1.coordinator_pb2.CountersignReleaseResponse,
+    ]
+    """site: I take part in this noised release and count it in my own ledger, before I upload."""
+
+    GetPrivacyReport: grpc.aio.UnaryUnaryMultiCallable[
+        fl_core.wire.v1.coordinator_pb2.GetPrivacyReportRequest,
+        fl_core.wire.v1.coordinator_pb2.GetPrivacyReportResponse,
+    ]
+    """operator: what a job has spent of its privacy budget, release by release and site by site."""
 
     ReportAggregate: grpc.aio.StreamUnaryMultiCallable[
         fl_core.wire.v1.coordinator_pb2.ReportAggregateRequest,
@@ -233,6 +257,22 @@ class CoordinatorServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[fl_core.wire.v1.coordinator_pb2.GetTranscriptResponse, collections.abc.Awaitable[fl_core.wire.v1.coordinator_pb2.GetTranscriptResponse]]:
         """operator: the signed record of one ended attempt."""
+
+    @abc.abstractmethod
+    def CountersignRelease(
+        self,
+        request: fl_core.wire.v1.coordinator_pb2.CountersignReleaseRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[fl_core.wire.v1.coordinator_pb2.CountersignReleaseResponse, collections.abc.Awaitable[fl_core.wire.v1.coordinator_pb2.CountersignReleaseResponse]]:
+        """site: I take part in this noised release and count it in my own ledger, before I upload."""
+
+    @abc.abstractmethod
+    def GetPrivacyReport(
+        self,
+        request: fl_core.wire.v1.coordinator_pb2.GetPrivacyReportRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[fl_core.wire.v1.coordinator_pb2.GetPrivacyReportResponse, collections.abc.Awaitable[fl_core.wire.v1.coordinator_pb2.GetPrivacyReportResponse]]:
+        """operator: what a job has spent of its privacy budget, release by release and site by site."""
 
     @abc.abstractmethod
     def ReportAggregate(

@@ -139,6 +139,7 @@ class _AbandonReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._
     ABANDON_REASON_SERVICE_RESTARTED: _AbandonReason.ValueType  # 10
     ABANDON_REASON_CANCELLED: _AbandonReason.ValueType  # 11
     ABANDON_REASON_DEADLINE: _AbandonReason.ValueType  # 12
+    ABANDON_REASON_BUDGET_EXHAUSTED: _AbandonReason.ValueType  # 30
 
 class AbandonReason(_AbandonReason, metaclass=_AbandonReasonEnumTypeWrapper):
     """Why an attempt was given up. The round is run again as the next attempt."""
@@ -156,6 +157,7 @@ ABANDON_REASON_SERVICE_LOST: AbandonReason.ValueType  # 9
 ABANDON_REASON_SERVICE_RESTARTED: AbandonReason.ValueType  # 10
 ABANDON_REASON_CANCELLED: AbandonReason.ValueType  # 11
 ABANDON_REASON_DEADLINE: AbandonReason.ValueType  # 12
+ABANDON_REASON_BUDGET_EXHAUSTED: AbandonReason.ValueType  # 30
 global___AbandonReason = AbandonReason
 
 class _CodecSelection:
@@ -214,6 +216,25 @@ GRAPH_PROFILE_UNSPECIFIED: GraphProfile.ValueType  # 0
 GRAPH_PROFILE_HONEST_BUT_CURIOUS: GraphProfile.ValueType  # 1
 GRAPH_PROFILE_EQUIVOCATION_SAFE: GraphProfile.ValueType  # 2
 global___GraphProfile = GraphProfile
+
+class _PrivacyMechanism:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _PrivacyMechanismEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_PrivacyMechanism.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    PRIVACY_MECHANISM_UNSPECIFIED: _PrivacyMechanism.ValueType  # 0
+    PRIVACY_MECHANISM_LOCAL: _PrivacyMechanism.ValueType  # 1
+    PRIVACY_MECHANISM_CENTRAL: _PrivacyMechanism.ValueType  # 2
+    PRIVACY_MECHANISM_DISTRIBUTED: _PrivacyMechanism.ValueType  # 3
+
+class PrivacyMechanism(_PrivacyMechanism, metaclass=_PrivacyMechanismEnumTypeWrapper): ...
+
+PRIVACY_MECHANISM_UNSPECIFIED: PrivacyMechanism.ValueType  # 0
+PRIVACY_MECHANISM_LOCAL: PrivacyMechanism.ValueType  # 1
+PRIVACY_MECHANISM_CENTRAL: PrivacyMechanism.ValueType  # 2
+PRIVACY_MECHANISM_DISTRIBUTED: PrivacyMechanism.ValueType  # 3
+global___PrivacyMechanism = PrivacyMechanism
 
 class _PaillierCustody:
     ValueType = typing.NewType("ValueType", builtins.int)
@@ -404,6 +425,59 @@ class SparseGraph(google.protobuf.message.Message):
 global___SparseGraph = SparseGraph
 
 @typing.final
+class PrivacyTerms(google.protobuf.message.Message):
+    """Who adds which noise, and what a job may spend. See fl_core/rounds/privacy_terms.py."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MECHANISM_FIELD_NUMBER: builtins.int
+    EPSILON_FIELD_NUMBER: builtins.int
+    DELTA_FIELD_NUMBER: builtins.int
+    CLIP_FIELD_NUMBER: builtins.int
+    NOISE_MULTIPLIER_FIELD_NUMBER: builtins.int
+    LEVELS_FIELD_NUMBER: builtins.int
+    BOTH_SERVERS_FIELD_NUMBER: builtins.int
+    COLLUDERS_FIELD_NUMBER: builtins.int
+    SAMPLING_RATE_FIELD_NUMBER: builtins.int
+    EXPOSED_FIELD_NUMBER: builtins.int
+    EXPECTED_SITES_FIELD_NUMBER: builtins.int
+    QUANTILE_FIELD_NUMBER: builtins.int
+    STEPS_FIELD_NUMBER: builtins.int
+    mechanism: global___PrivacyMechanism.ValueType
+    epsilon: builtins.float
+    delta: builtins.float
+    clip: builtins.float
+    noise_multiplier: builtins.float
+    levels: builtins.int
+    both_servers: builtins.bool
+    colluders: builtins.int
+    sampling_rate: builtins.float
+    exposed: builtins.float
+    expected_sites: builtins.int
+    quantile: builtins.float
+    steps: builtins.int
+    def __init__(
+        self,
+        *,
+        mechanism: global___PrivacyMechanism.ValueType = ...,
+        epsilon: builtins.float = ...,
+        delta: builtins.float = ...,
+        clip: builtins.float = ...,
+        noise_multiplier: builtins.float = ...,
+        levels: builtins.int = ...,
+        both_servers: builtins.bool = ...,
+        colluders: builtins.int = ...,
+        sampling_rate: builtins.float = ...,
+        exposed: builtins.float = ...,
+        expected_sites: builtins.int = ...,
+        quantile: builtins.float = ...,
+        steps: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["both_servers", b"both_servers", "clip", b"clip", "colluders", b"colluders", "delta", b"delta", "epsilon", b"epsilon", "expected_sites", b"expected_sites", "exposed", b"exposed", "levels", b"levels", "mechanism", b"mechanism", "noise_multiplier", b"noise_multiplier", "quantile", b"quantile", "sampling_rate", b"sampling_rate", "steps", b"steps"]) -> None: ...
+
+global___PrivacyTerms = PrivacyTerms
+
+@typing.final
 class Scalar(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -529,6 +603,7 @@ class RoundPlan(google.protobuf.message.Message):
     ROSTER_FIELD_NUMBER: builtins.int
     GRAPH_FIELD_NUMBER: builtins.int
     PAILLIER_FIELD_NUMBER: builtins.int
+    PRIVACY_FIELD_NUMBER: builtins.int
     job_id: builtins.str
     round_id: builtins.int
     attempt: builtins.int
@@ -563,6 +638,10 @@ class RoundPlan(google.protobuf.message.Message):
     def paillier(self) -> global___PaillierTerms:
         """Of an encrypted attempt."""
 
+    @property
+    def privacy(self) -> global___PrivacyTerms:
+        """Of a private job."""
+
     def __init__(
         self,
         *,
@@ -587,9 +666,10 @@ class RoundPlan(google.protobuf.message.Message):
         roster: collections.abc.Iterable[global___RosterEntry] | None = ...,
         graph: global___SparseGraph | None = ...,
         paillier: global___PaillierTerms | None = ...,
+        privacy: global___PrivacyTerms | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["aggregator", b"aggregator", "codec", b"codec", "graph", b"graph", "keyserver", b"keyserver", "manifest", b"manifest", "paillier", b"paillier", "schedule", b"schedule"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["aggregation", b"aggregation", "aggregator", b"aggregator", "attempt", b"attempt", "chunk_bytes", b"chunk_bytes", "codec", b"codec", "graph", b"graph", "job_id", b"job_id", "keyserver", b"keyserver", "manifest", b"manifest", "max_corrupt", b"max_corrupt", "max_dropout", b"max_dropout", "max_weight", b"max_weight", "min_survivors", b"min_survivors", "model_digest", b"model_digest", "model_version", b"model_version", "paillier", b"paillier", "roster", b"roster", "round_id", b"round_id", "schedule", b"schedule", "threshold", b"threshold", "training", b"training"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["aggregator", b"aggregator", "codec", b"codec", "graph", b"graph", "keyserver", b"keyserver", "manifest", b"manifest", "paillier", b"paillier", "privacy", b"privacy", "schedule", b"schedule"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["aggregation", b"aggregation", "aggregator", b"aggregator", "attempt", b"attempt", "chunk_bytes", b"chunk_bytes", "codec", b"codec", "graph", b"graph", "job_id", b"job_id", "keyserver", b"keyserver", "manifest", b"manifest", "max_corrupt", b"max_corrupt", "max_dropout", b"max_dropout", "max_weight", b"max_weight", "min_survivors", b"min_survivors", "model_digest", b"model_digest", "model_version", b"model_version", "paillier", b"paillier", "privacy", b"privacy", "roster", b"roster", "round_id", b"round_id", "schedule", b"schedule", "threshold", b"threshold", "training", b"training"]) -> None: ...
 
 global___RoundPlan = RoundPlan
 

@@ -1,0 +1,1 @@
+"""`tacit privacy`: what a budget buys, and what a job has spent."""
