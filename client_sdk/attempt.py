@@ -79,7 +79,6 @@ async def take_part(plan: RoundPlan, site: Workplace) -> None:
 
 async def _take_plain_part(plan: RoundPlan, index: int, site: Workplace, services: Services) -> None:
     update = await _train(plan, site)
-    await _countersign(plan, update, site)
     vector = await _encode(plan, index, update, site)
     await _upload(plan, index, vector, site, services)
 
@@ -96,7 +95,6 @@ async def _take_encrypted_part(plan: RoundPlan, index: int, site: Workplace, ser
 
 async def _take_secure_part(plan: RoundPlan, index: int, site: Workplace, services: Services) -> None:
     expanded, update = await _together(_exchange(plan, index, site, services), _train(plan, site))
-    await _countersign(plan, update, site)
     vector = await _encode(plan, index, update, site)
     following, upload_sha256 = await _mask_and_upload(plan, index, expanded, vector, site, services)
     await _reveal(plan, index, following, upload_sha256, site, services)
@@ -147,6 +145,7 @@ async def _countersign(plan: RoundPlan, update: TrainedUpdate, site: Workplace) 
 
 @traced("encode")
 async def _encode(plan: RoundPlan, index: int, update: TrainedUpdate, site: Workplace) -> RingVector:
+    await _countersign(plan, update, site)
     codec = private_codec_of(plan) or codec_of(plan)
     weight = update.num_samples if plan.privacy is None else 1
     vector = await asyncio.to_thread(codec.encode, update.update, weight, os.urandom)
