@@ -16,6 +16,7 @@ MODULES = {
     "secaggplus": "benchmarks.secaggplus",
     "masking": "benchmarks.masking",
     "crowd": "benchmarks.crowd",
+    "paillier": "benchmarks.paillier",
 }
 
 
