@@ -8,6 +8,7 @@ WORKDIR/sites/CLIENT_ID/            certificate, key, state and log of a site; s
 
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -39,6 +40,7 @@ class ClusterOptions:
         presence_grace_s: how long a site may be away before it counts as lost.
         drain_seconds: how long a round that runs may finish when the cluster is stopped.
         has_paillier_key: make a key for encrypted jobs.
+        settings: more settings of a service, by its name.
     """
 
     base_port: int = 0
@@ -46,6 +48,7 @@ class ClusterOptions:
     presence_grace_s: float = 1.0
     drain_seconds: float = 2.0
     has_paillier_key: bool = False
+    settings: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -53,10 +56,16 @@ class LocalCluster:
     """A local cluster in a work folder. As a context manager it starts, waits until it is ready, and stops.
 
     A folder that was used before is used again: identities, database and models stay.
+
+    Args:
+        workdir: the folder.
+        options: what it is told.
+        detours: addresses under which sites and services reach a service, where that is not the one it listens on.
     """
 
     workdir: Path
     options: ClusterOptions = field(default_factory=ClusterOptions)
+    detours: dict[str, str] = field(default_factory=dict)
     addresses: dict[str, str] = field(init=False, default_factory=dict)
     processes: dict[str, ChildProcess] = field(init=False, default_factory=dict)
 
@@ -88,17 +97,17 @@ class LocalCluster:
         Raises:
             ConfigError: a port is in use, or the work folder cannot be written.
         """
-        self._choose_ports()
+        if not self.addresses:
+            self.choose_ports()
         self._write_configurations()
         for service in SERVICES:
-            arguments = [
-                sys.executable,
-                "-m",
-                f"services.{service}",
-                "--config",
-                str(self._folder(service) / "config.yaml"),
-            ]
-            self.processes[service] = ChildProcess.start(service, arguments, self._folder(service) / "service.log")
+            self.start_service(service)
+
+    def start_service(self, service: str) -> None:
+        """Start one service, for the first time or after it ended."""
+        config = self._folder(service) / "config.yaml"
+        arguments = [sys.executable, "-m", f"services.{service}", "--config", str(config)]
+        self.processes[service] = ChildProcess.start(service, arguments, self._folder(service) / "service.log")
 
     def wait_ready(self, timeout_s: float = READY_TIMEOUT_S) -> None:
         """Wait until the health check of every service says that it serves.
@@ -140,7 +149,7 @@ class LocalCluster:
         files = self._identity("site", client_id, folder)
         content: dict[str, object] = {
             "client_id": client_id,
-            "coordinator": self.addresses["coordinator"],
+            "coordinator": self._reached("coordinator"),
             **_credentials(files),
             "state_dir": "state",
             "policy": {
@@ -154,7 +163,12 @@ class LocalCluster:
             content["record_plain_updates"] = PLAIN_UPDATES
         return write_yaml(folder / "site.yaml", content)
 
-    def _choose_ports(self) -> None:
+    def choose_ports(self) -> None:
+        """Fill `addresses`; done by `start` where it was not done before.
+
+        Raises:
+            ConfigError: a port is in use.
+        """
         base = self.options.base_port
         ports = [base + offset for offset in range(len(SERVICES))] if base else free_ports(len(SERVICES))
         check_free(ports)
@@ -179,21 +193,22 @@ class LocalCluster:
         content: dict[str, object] = {
             "service_id": service,
             "listen": self.addresses[service],
-            "advertise": self.addresses[service],
+            "advertise": self._reached(service),
             **_credentials(files),
             "state_dir": "state",
             "log": {"level": self.options.log_level, "format": "json"},
             "drain_seconds": self.options.drain_seconds,
         }
-        write_yaml(self._folder(service) / "config.yaml", content | self._own_settings(service))
+        more = self.options.settings.get(service, {})
+        write_yaml(self._folder(service) / "config.yaml", content | self._own_settings(service) | dict(more))
 
     def _own_settings(self, service: str) -> dict[str, object]:
         match service:
             case "coordinator":
-                peers = {name: self.addresses[name] for name in ("aggregator", "keyserver")}
+                peers = {name: self._reached(name) for name in ("aggregator", "keyserver")}
                 return {**peers, "presence_grace_s": self.options.presence_grace_s}
             case "aggregator":
-                return {"coordinator": self.addresses["coordinator"]}
+                return {"coordinator": self._reached("coordinator")}
             case _:
                 return self._paillier_settings() if self.options.has_paillier_key else {}
 
@@ -208,6 +223,9 @@ class LocalCluster:
         if not key.exists():
             write_new_key(key, DEFAULT_BITS, UnlockSecret(unlock.read_bytes(), is_passphrase=False))
         return {"paillier_key": str(key), "paillier_unlock_file": str(unlock)}
+
+    def _reached(self, service: str) -> str:
+        return self.detours.get(service, self.addresses[service])
 
     def _folder(self, service: str) -> Path:
         return self.workdir / service

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 
 import structlog
 
-from fl_core.errors import RemoteProtocolError, StorageError, TacitError, UnknownSession
+from fl_core.errors import RemoteProtocolError, SessionFrozen, StorageError, TacitError, UnknownSession
 from fl_core.rounds.machine import (
     AbandonReason,
     DropoutReason,
@@ -284,6 +284,9 @@ class SessionRun:
         try:
             response = await self._keyserver.unmask(plan, survivors, frozen)
         except TacitError as error:
+            if arrival.aggregate is None and isinstance(error, SessionFrozen):
+                # The key server wrote down that it unmasks, and was restarted before the sum was here.
+                raise AttemptFailed(AbandonReason.SERVICE_RESTARTED, str(error)) from error
             if arrival.aggregate is None:
                 raise
             # The sum is here and checked; only the answer was lost on its way.

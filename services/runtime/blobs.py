@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -141,6 +142,22 @@ class BlobStore:
         start = len(self._root) + 1
         names = (str(path)[start:] for path in found if not str(path).endswith(_PARTIAL))
         return sorted(name for name in names if name.startswith(prefix))
+
+    async def sweep(self, older_than_s: float) -> int:
+        """Remove what is left of blobs whose writer died before they were whole; how many that were.
+
+        Args:
+            older_than_s: seconds since they were last written; younger ones may still be written by somebody.
+        """
+        left = await self._run(self._left_over, older_than_s)
+        for path in left:
+            await self._run(self._remove, path)
+        return len(left)
+
+    def _left_over(self, older_than_s: float) -> list[str]:
+        before = time.time() - older_than_s
+        partial = (str(path) for path in self._files.find(self._root) if str(path).endswith(_PARTIAL))
+        return [path for path in partial if self._files.modified(path).timestamp() <= before]
 
     def local_path(self, name: str) -> Path | None:
         """Where a blob lies when the store is a local folder, for mapping it into memory; else None."""

@@ -111,3 +111,12 @@ def test_only_a_folder_has_local_paths(tmp_path: Path) -> None:
 def test_a_store_that_cannot_be_used_is_a_config_error(url: str) -> None:
     with pytest.raises(ConfigError, match="blob_url cannot be used"):
         BlobStore(url)
+
+
+async def test_what_a_dead_writer_left_is_swept_and_what_is_written_now_is_not(tmp_path: Path) -> None:
+    store = BlobStore(str(tmp_path))
+    await store.put_bytes("models/v1", b"whole")
+    (tmp_path / "models" / f"v2.{'0' * 32}.partial").write_bytes(b"half")
+    assert await store.sweep(3600) == 0
+    assert await store.sweep(0) == 1
+    assert [path.name for path in (tmp_path / "models").iterdir()] == ["v1"]

@@ -1,0 +1,215 @@
+"""Chaos: services and sites are killed and restarted, links are spoilt, round after round, and nothing may break.
+
+    python tests/e2e/chaos.py --rounds 200 --seed 1 [--workdir DIR] [--faults kill_service,cut,...]
+
+A seed gives the same schedule. After each round the invariants are checked: the versions of the model form one chain,
+each aggregate equals the sum of its survivors exactly, no site unmasked a session twice, no session is orphaned, no
+process holds more than it did. At the end no file is left over.
+"""
+
+import argparse
+import asyncio
+import json
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from battered_federation import BatteredFederation, Health, battered_federation
+from fault_proxy import Faults
+
+from cli.cluster import SERVICES
+
+SITES = 4
+MANY_ROUNDS = 1_000_000
+MEMORY_SLACK = 96 << 20
+"""Bytes by which a process may grow after its first round: caches fill up, and then no more."""
+
+DESCRIPTOR_SLACK = 48
+THREAD_SLACK = 24
+
+Fault = Callable[[BatteredFederation, random.Random], Awaitable[None]]
+
+
+async def kill_service(federation: BatteredFederation, draw: random.Random) -> None:
+    """SIGKILL, and a new start after a while."""
+    service = draw.choice(SERVICES)
+    await federation.kill_service(service)
+    await asyncio.sleep(draw.uniform(0.0, 1.5))
+    await federation.start_service(service)
+
+
+async def stop_service(federation: BatteredFederation, draw: random.Random) -> None:
+    """SIGTERM, a graceful end, and a new start."""
+    service = draw.choice(SERVICES)
+    await federation.stop_service(service)
+    await asyncio.sleep(draw.uniform(0.0, 1.0))
+    await federation.start_service(service)
+
+
+async def freeze_service(federation: BatteredFederation, draw: random.Random) -> None:
+    """A service stands still, as when its machine swaps."""
+    service = draw.choice(SERVICES)
+    federation.signal_service(service, signal.SIGSTOP)
+    await asyncio.sleep(draw.uniform(0.5, 4.0))
+    federation.signal_service(service, signal.SIGCONT)
+
+
+async def kill_site(federation: BatteredFederation, draw: random.Random) -> None:
+    """SIGKILL, and a new start after a while."""
+    site = draw.choice(sorted(federation.sites))
+    await federation.kill_site(site)
+    await asyncio.sleep(draw.uniform(0.0, 1.5))
+    federation.start_site(site)
+
+
+async def cut(federation: BatteredFederation, draw: random.Random) -> None:
+    """Every connection to a service is reset, a few times."""
+    proxy = federation.proxies[draw.choice(SERVICES)]
+    for _ in range(draw.randint(1, 3)):
+        proxy.cut()
+        await asyncio.sleep(draw.uniform(0.0, 0.5))
+
+
+def spoilt(faults: Callable[[random.Random], Faults]) -> Fault:
+    """A link that is bad for a while."""
+
+    async def spoil(federation: BatteredFederation, draw: random.Random) -> None:
+        proxy = federation.proxies[draw.choice(SERVICES)]
+        proxy.faults = faults(draw)
+        await asyncio.sleep(draw.uniform(0.5, 3.0))
+        proxy.faults = Faults()
+
+    return spoil
+
+
+FAULTS: dict[str, Fault] = {
+    "kill_service": kill_service,
+    "stop_service": stop_service,
+    "freeze_service": freeze_service,
+    "kill_site": kill_site,
+    "cut": cut,
+    "slow": spoilt(lambda draw: Faults(delay_s=draw.uniform(0.0, 0.3), bytes_per_second=draw.uniform(2e4, 1e6))),
+    "corrupt": spoilt(lambda draw: Faults(corrupt_every_bytes=draw.uniform(2e3, 1e5))),
+    "swallow": spoilt(lambda _: Faults(swallow=True)),
+}
+
+
+@dataclass(slots=True)
+class ChaosResult:
+    """What a run showed."""
+
+    rounds: int = 0
+    committed: int = 0
+    attempts: int = 0
+    seconds: float = 0.0
+    faults: Counter[str] = field(default_factory=Counter)
+    abandoned: Counter[str] = field(default_factory=Counter)
+    largest_growth_bytes: int = 0
+
+    def to_json(self) -> dict[str, object]:
+        """For `json.dumps`."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+@dataclass(slots=True)
+class Chaos:
+    """One run.
+
+    Args:
+        federation: that is battered.
+        seed: of the schedule.
+        faults: names of the faults that are drawn from.
+        say: told one line for each round.
+    """
+
+    federation: BatteredFederation
+    seed: int
+    faults: Sequence[str]
+    say: Callable[[str], None]
+    result: ChaosResult = field(default_factory=ChaosResult)
+    _first: dict[int, Health] = field(default_factory=dict)
+
+    async def run(self, rounds: int) -> ChaosResult:
+        """Spoil at least one thing in each of `rounds` rounds, and check everything after each."""
+        began = time.monotonic()
+        job_id = await self.federation.submit(MANY_ROUNDS)
+        for number in range(1, rounds + 1):
+            draw = random.Random(f"{self.seed}/{number}")
+            committed = self.result.committed
+            await self._spoil(draw)
+            reports = await self.federation.until_committed(job_id, committed + 1, patience_s=240.0)
+            self.result.committed = self.federation.check_exact(reports)
+            self.federation.check_chain()
+            self.federation.check_unmasked_once()
+            await self.federation.check_no_orphans(job_id)
+            self._check_growth()
+            self.result.rounds = number
+            self.result.attempts = len(reports)
+            self.result.abandoned = Counter(r.abandon_reason.value for r in reports if r.abandon_reason)
+            self.result.seconds = round(time.monotonic() - began, 1)
+            self.say(json.dumps(self.result.to_json()))
+        await self.federation.cancel(job_id)
+        return self.result
+
+    async def _spoil(self, draw: random.Random) -> None:
+        names = [draw.choice(list(self.faults)) for _ in range(draw.randint(1, 2))]
+
+        async def later(name: str) -> None:
+            await asyncio.sleep(draw.uniform(0.0, 1.5))
+            self.result.faults[name] += 1
+            await FAULTS[name](self.federation, draw)
+
+        # One after the other: two faults of one process would only be noise.
+        for name in names:
+            await later(name)
+
+    def _check_growth(self) -> None:
+        for name, now in self.federation.health().items():
+            first = self._first.setdefault(now.pid, now)
+            growth = now.rss - first.rss
+            self.result.largest_growth_bytes = max(self.result.largest_growth_bytes, growth)
+            assert growth <= MEMORY_SLACK, (name, first, now)
+            assert now.descriptors <= first.descriptors + DESCRIPTOR_SLACK, (name, first, now)
+            assert now.threads <= first.threads + THREAD_SLACK, (name, first, now)
+
+
+async def run_chaos(
+    workdir: Path, rounds: int, seed: int, faults: Sequence[str] = tuple(FAULTS), say: Callable[[str], None] = print
+) -> ChaosResult:
+    """A whole run in a folder: start, spoil, check, stop, and check what is left.
+
+    Raises:
+        AssertionError: an invariant does not hold; the ends of all logs are shown before.
+    """
+    async with battered_federation(workdir, SITES, behind_proxies=True) as federation:
+        try:
+            result = await Chaos(federation, seed, faults, say).run(rounds)
+        except BaseException:
+            say(federation.tails())
+            raise
+    federation.check_files()
+    tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+    assert not tasks, tasks
+    return result
+
+
+def main() -> None:
+    """The long form, as a command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--workdir", type=Path)
+    parser.add_argument("--faults", default=",".join(FAULTS), help="names, with commas")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="tacit-chaos-") as folder:
+        asyncio.run(run_chaos(options.workdir or Path(folder), options.rounds, options.seed, options.faults.split(",")))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
