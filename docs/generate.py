@@ -29,7 +29,7 @@ from services.coordinator import measures
 from services.coordinator.settings import CoordinatorSettings
 from services.keyserver.settings import KeyServerSettings
 from services.runtime import metrics
-from services.runtime.settings import LogSettings, ServiceSettings
+from services.runtime.settings import LogSettings, QuotaSettings, ServiceSettings
 
 PAGE = Path(__file__).parent / "operations.md"
 
@@ -98,7 +98,11 @@ def tables() -> dict[str, str]:
         "errors": _table(("code", "gRPC status", "who must act", "try again", "meaning"), error_rows()),
         "service": _table(
             settings,
-            [*settings_rows(ServiceSettings, without=["log"]), *settings_rows(LogSettings, prefix="log.")],
+            [
+                *settings_rows(ServiceSettings, without=["log", "quota"]),
+                *settings_rows(LogSettings, prefix="log."),
+                *settings_rows(QuotaSettings, prefix="quota."),
+            ],
         ),
         "coordinator": _table(settings, settings_rows(CoordinatorSettings, without=common)),
         "aggregator": _table(settings, settings_rows(AggregatorSettings, without=common)),

@@ -51,7 +51,10 @@ SERVER_OPTIONS: tuple[Option, ...] = (
     # Open connections outlive a rotated CA, so they are renewed.
     ("grpc.max_connection_age_ms", 3_600_000),
     ("grpc.max_connection_age_grace_ms", 600_000),
+    # Whoever connects and shows no certificate in this time is cut off.
     ("grpc.server_handshake_timeout_ms", 10_000),
+    # Far more than a party needs; without it one connection could hold any number of calls open.
+    ("grpc.max_concurrent_streams", 1_000),
 )
 
 

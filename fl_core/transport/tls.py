@@ -143,13 +143,18 @@ class LiveCredentials:
         """The pinned federation as the files are now; the last good one while the files are broken."""
         return self._trust.current()
 
-    def server_credentials(self) -> grpc.ServerCredentials:
-        """Server side of mTLS: no client without a certificate of the pinned CA; files are followed."""
+    def server_credentials(self, on_handshake: Callable[[], None] = lambda: None) -> grpc.ServerCredentials:
+        """Server side of mTLS: no client without a certificate of the pinned CA; files are followed.
+
+        Args:
+            on_handshake: told of each handshake that begins, in a thread of gRPC.
+        """
         served = self.current
 
         def fetch() -> grpc.ServerCertificateConfiguration | None:
             # gRPC calls this in a thread of its own at every handshake, so the common case is a few stat calls.
             nonlocal served
+            on_handshake()
             current = self.current
             if current is served:
                 return None

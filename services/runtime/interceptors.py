@@ -2,7 +2,8 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, nullcontext
+from dataclasses import dataclass
 from inspect import isasyncgenfunction
 from secrets import token_hex
 from time import perf_counter
@@ -11,11 +12,13 @@ from typing import Any, TypeAlias
 import grpc
 import structlog
 
-from fl_core.errors import InternalError, TacitError
+from fl_core.errors import InternalError, RemoteProtocolError, TacitError
 from fl_core.transport.errors import from_rpc_error, to_status
+from fl_core.transport.identity import Identity, Role
 from fl_core.transport.tracing import continued, incoming
 from services.runtime.identity import OPEN_METHODS, Context, Gatekeeper, connection_of
 from services.runtime.metrics import RPC_FINISHED, RPC_OPEN, RPC_REFUSED, RPC_SECONDS
+from services.runtime.quotas import Quotas, is_mistake
 
 log = structlog.get_logger(__name__)
 
@@ -26,6 +29,41 @@ MaybeHandler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
 Continuation: TypeAlias = "Callable[[grpc.HandlerCallDetails], Awaitable[MaybeHandler]]"
 
 
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A message as it came: its size in bytes, and None where it could not be read."""
+
+    size: int
+    message: Any
+
+
+def reading(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Received]:
+    """Reads messages so that one that cannot be read reaches the handler's boundary, instead of gRPC's own log."""
+    parse = deserialize or bytes
+
+    def read(data: bytes) -> Received:
+        try:
+            return Received(len(data), parse(data))
+        except Exception:
+            return Received(len(data), None)
+
+    return read
+
+
+class _Messages:
+    """The messages of a client stream, each opened as it comes."""
+
+    def __init__(self, received: AsyncIterator[Received], open_one: Callable[[Received], Awaitable[Any]]) -> None:
+        self._received = aiter(received)
+        self._open_one = open_one
+
+    def __aiter__(self) -> "_Messages":
+        return self
+
+    async def __anext__(self) -> Any:
+        return await self._open_one(await anext(self._received))
+
+
 class CallBoundary(grpc.aio.ServerInterceptor):
     """Wraps every handler: who calls, may they, how did it end.
 
@@ -34,44 +72,66 @@ class CallBoundary(grpc.aio.ServerInterceptor):
 
     Args:
         gatekeeper: admits or refuses calls.
+        quotas: of each site; other parties are few and trusted to be busy.
     """
 
-    def __init__(self, gatekeeper: Gatekeeper) -> None:
+    def __init__(self, gatekeeper: Gatekeeper, quotas: Quotas) -> None:
         self._gatekeeper = gatekeeper
+        self._quotas = quotas
 
     async def intercept_service(
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
     ) -> MaybeHandler:
-        """Give gRPC the wrapped handler of the method. An unknown method stays unknown."""
+        """Give gRPC the wrapped handler of the method. An unknown method stays unknown, and is a mistake."""
         handler = await continuation(handler_call_details)
         if handler is None:
-            return handler
+            return grpc.unary_unary_rpc_method_handler(self._unknown)
         return self._wrap(_text(handler_call_details.method), handler)
 
     def _wrap(self, method: str, handler: Handler) -> Handler:
         make: Any = getattr(grpc, f"{_kind(handler)}_rpc_method_handler")
         behaviour: Behaviour = getattr(handler, _kind(handler))
         wrapped = self._streaming(method, behaviour) if handler.response_streaming else self._single(method, behaviour)
-        wrapped_handler: Handler = make(wrapped, handler.request_deserializer, handler.response_serializer)
+        wrapped_handler: Handler = make(wrapped, reading(handler.request_deserializer), handler.response_serializer)
         return wrapped_handler
+
+    async def _unknown(self, _request: bytes, context: Context) -> None:
+        identity = self._gatekeeper.recheck(connection_of(context))
+        if identity.role is Role.SITE:
+            await self._quotas.mistaken(identity.name)
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
 
     def _single(self, method: str, behaviour: Behaviour) -> Behaviour:
         async def respond(request: Any, context: Context) -> Any:
-            async with self._boundary(method, context):
-                return await behaviour(request, context)
+            async with self._boundary(method, context) as caller:
+                return await behaviour(await self._opened(request, caller), context)
 
         return respond
+
+    async def _opened(self, request: Any, caller: Identity) -> Any:
+        """The message of a call, or its messages, without what came with them."""
+        if isinstance(request, Received):
+            return await self._counted(request, caller)
+        return _Messages(request, lambda received: self._counted(received, caller))
+
+    async def _counted(self, received: Received, caller: Identity) -> Any:
+        if caller.role is Role.SITE:
+            await self._quotas.received(caller.name, received.size)
+        if received.message is None:
+            raise RemoteProtocolError("a message cannot be read", expected="protobuf", got=f"{received.size} bytes")
+        return received.message
 
     def _streaming(self, method: str, behaviour: Behaviour) -> Behaviour:
         # A generator is driven here and closed here: gRPC would leave the clean-up of a cancelled one to the
         # garbage collector.
         async def respond(request: Any, context: Context) -> None:
-            async with self._boundary(method, context):
+            async with self._boundary(method, context) as caller:
+                opened = await self._opened(request, caller)
                 if not isasyncgenfunction(behaviour):
-                    await behaviour(request, context)
+                    await behaviour(opened, context)
                     return
                 connection = connection_of(context)
-                async with aclosing(behaviour(request, context)) as responses:
+                async with aclosing(behaviour(opened, context)) as responses:
                     async for response in responses:
                         self._gatekeeper.recheck(connection)
                         await context.write(response)
@@ -79,13 +139,16 @@ class CallBoundary(grpc.aio.ServerInterceptor):
         return respond
 
     @asynccontextmanager
-    async def _boundary(self, method: str, context: Context) -> AsyncIterator[None]:
-        call = _Call(method)
+    async def _boundary(self, method: str, context: Context) -> AsyncIterator[Identity]:
+        call, site = _Call(method), ""
         try:
             identity = self._gatekeeper.admit(method, context)
             call.admitted(identity.name, identity.role.value)
-            with continued(incoming(context.invocation_metadata()), method.rsplit("/", 1)[-1], caller=identity.name):
-                yield
+            site = identity.name if identity.role is Role.SITE else ""
+            traced = continued(incoming(context.invocation_metadata()), method.rsplit("/", 1)[-1], caller=identity.name)
+            async with self._within_quota(site, context.peer()):
+                with traced:
+                    yield identity
         except asyncio.CancelledError:
             call.finish("CANCELLED")
             raise
@@ -94,11 +157,16 @@ class CallBoundary(grpc.aio.ServerInterceptor):
             raise
         except Exception as error:
             refusal = known_error(error) or _incident(method, error)
+            if site and is_mistake(refusal):
+                await self._quotas.mistaken(site)
             status = to_status(refusal)
             call.finish(status.code.name, refusal)
             await context.abort(status.code, status.details, status.metadata)
         else:
             call.finish("OK")
+
+    def _within_quota(self, site: str, peer: str) -> AbstractAsyncContextManager[None]:
+        return self._quotas.call(site, peer) if site else nullcontext()
 
 
 def known_error(error: BaseException) -> TacitError | None:

@@ -35,6 +35,13 @@ RPC_OPEN = Gauge("tacit_rpc_open", "Calls that are running, by method.", ("metho
 RPC_REFUSED = Counter(
     "tacit_rpc_refused", "Calls that ended with an error of ours, by its code.", ("error_code",), registry=REGISTRY
 )
+QUOTA_EXCEEDED = Counter(
+    "tacit_quota_exceeded", "Calls and messages of a caller beyond a quota, by quota.", ("quota",), registry=REGISTRY
+)
+HANDSHAKES = Counter("tacit_tls_handshakes", "TLS handshakes that began, whether or not they ended.", registry=REGISTRY)
+CONNECTIONS_OPEN = Gauge(
+    "tacit_connections_open", "Connections to the port, with and without a certificate.", registry=REGISTRY
+)
 QUEUE_WAITING = Gauge("tacit_queue_waiting", "What waits for its turn, by queue.", ("queue",), registry=REGISTRY)
 SESSIONS_OPEN = Gauge("tacit_sessions_open", "Sessions that are open at this service.", registry=REGISTRY)
 STAGING_USED = Gauge("tacit_staging_used_bytes", "Memory that staged streams take.", registry=REGISTRY)

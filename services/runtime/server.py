@@ -24,8 +24,10 @@ from fl_core.transport.tracing import tracing
 from services.runtime.collector import tune_collector
 from services.runtime.identity import OPEN_METHODS, Gatekeeper, RoleTable
 from services.runtime.interceptors import CallBoundary, known_error
+from services.runtime.listening import counting_connections
 from services.runtime.logs import configure_logging
-from services.runtime.metrics import measuring, metrics_endpoint, watch_credentials
+from services.runtime.metrics import HANDSHAKES, measuring, metrics_endpoint, watch_credentials
+from services.runtime.quotas import Quotas
 from services.runtime.settings import ServiceSettings, split_address
 
 log = structlog.get_logger(__name__)
@@ -62,17 +64,20 @@ async def running_server(
     live = LiveCredentials(credentials, _log_reload)
     watch_credentials(live, role.value)
     gatekeeper = Gatekeeper(lambda: live.trust, {**OPEN_METHODS, **roles_by_method})
-    server = grpc.aio.server(interceptors=[CallBoundary(gatekeeper)], options=SERVER_OPTIONS)
+    boundary = CallBoundary(gatekeeper, Quotas(settings.quota))
+    limit = ("grpc.max_allowed_incoming_connections", settings.max_connections)
+    server = grpc.aio.server(interceptors=[boundary], options=(*SERVER_OPTIONS, limit))
     add_servicers(server)
     services = sorted({method.split("/")[1] for method in roles_by_method})
     health_servicer = _add_standard_services(server, services)
-    address = _bind(server, settings.listen, live.server_credentials())
+    address = _bind(server, settings.listen, live.server_credentials(HANDSHAKES.inc))
     await server.start()
     try:
         await _check_tls_floor(address, credentials)
         for service in services:
             await health_servicer.set(service, health_pb2.HealthCheckResponse.SERVING)
-        yield address
+        with counting_connections(address):
+            yield address
     finally:
         await health_servicer.enter_graceful_shutdown()
         await server.stop(settings.grace_seconds)

@@ -29,6 +29,34 @@ class LogSettings(BaseModel):
     format: Literal["json", "console"] = "json"
 
 
+class QuotaSettings(BaseModel):
+    """What one site may ask of this service.
+
+    Args:
+        calls: calls at once.
+        connections: connections with calls on them at once.
+        requests_per_second: calls that it may begin, in the long run.
+        requests_at_once: calls that it may begin in one go.
+        bytes_per_second: message bytes that it may send, in the long run.
+        bytes_at_once: message bytes that it may send in one go.
+        mistakes_per_second: wrong messages that are answered at once, in the long run.
+        mistakes_at_once: wrong messages that are answered at once in one go.
+        pause_seconds: how long the refusal of a caller beyond its quota is held back.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    calls: int = Field(default=64, ge=1)
+    connections: int = Field(default=16, ge=1)
+    requests_per_second: float = Field(default=100.0, gt=0)
+    requests_at_once: float = Field(default=2000.0, ge=1)
+    bytes_per_second: float = Field(default=float(256 << 20), gt=0)
+    bytes_at_once: float = Field(default=float(32 << 30), ge=1)
+    mistakes_per_second: float = Field(default=1.0, gt=0)
+    mistakes_at_once: float = Field(default=30.0, ge=1)
+    pause_seconds: float = Field(default=1.0, ge=0)
+
+
 class ServiceSettings(BaseSettings):
     """What every service needs. Each service adds its own fields in a subclass.
 
@@ -45,6 +73,8 @@ class ServiceSettings(BaseSettings):
         metrics_listen: host:port of the Prometheus endpoint; none when empty.
         tracing_endpoint: OTLP collector that gets the traces of rounds, such as `http://127.0.0.1:4317`; none when
             empty. Needs the extra `tracing`.
+        max_connections: connections to the port at once, with and without a certificate; more are refused.
+        quota: what one site may ask of the service.
         drain_seconds: how long the rounds that run may finish after SIGTERM, while no new ones begin; a second
             SIGTERM ends the wait.
         grace_seconds: how long calls in flight may finish when the service stops.
@@ -65,6 +95,8 @@ class ServiceSettings(BaseSettings):
     log: LogSettings = Field(default_factory=LogSettings)
     metrics_listen: str = ""
     tracing_endpoint: str = ""
+    max_connections: int = Field(default=20_000, ge=1)
+    quota: QuotaSettings = Field(default_factory=QuotaSettings)
     drain_seconds: float = Field(default=20.0, ge=0)
     grace_seconds: float = Field(default=2.0, ge=0)
 
