@@ -1,24 +1,26 @@
 """The operator's side of the wire: submit and follow jobs, fetch and evaluate models, ask for status."""
 
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Self, cast
 
 import grpc
+import structlog
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from cli.model_files import Arrays
 from cli.reports import EvaluationSummary, JobSummary
 from fl_core.codec.tensors import Tensors, manifest_of
-from fl_core.errors import ConfigError, NotFound, RemoteProtocolError, StreamError
+from fl_core.errors import ConfigError, NotFound, PeerLost, RemoteProtocolError, StreamError, TacitError
 from fl_core.rounds.job import JobSpec
 from fl_core.rounds.report import RoundReport
 from fl_core.transport.channel import open_channel
 from fl_core.transport.identity import Role
 from fl_core.transport.peer import call_unary, read_stream, send_stream
+from fl_core.transport.retry import retry
 from fl_core.transport.tls import Credentials
 from fl_core.wire.chunks import TensorReader, tensor_writer
 from fl_core.wire.plans import manifest_from_proto, manifest_to_proto
@@ -35,7 +37,13 @@ from services.runtime.settings import read_yaml, split_address
 CALL_TIMEOUT_S = 30.0
 TRANSFER_TIMEOUT_S = 3600.0
 HEALTH_TIMEOUT_S = 2.0
+LEADER_PATIENCE_S = 60.0
+"""For another replica of the coordinator to take over."""
 MAX_MODEL_BYTES = 1 << 36
+
+_SERVICES = ("coordinator", "aggregator", "keyserver")
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +51,7 @@ class OperatorConfig:
     """Where the services are and who we are.
 
     Args:
-        coordinator: host:port.
+        coordinator: host:port; several, separated by commas, when the coordinator has replicas. So the next two.
         certificate: the operator's certificate (PEM).
         key: its private key (PEM).
         ca: the pinned CA (PEM).
@@ -77,14 +85,16 @@ class OperatorConfig:
         for name, value in content.items():
             if name not in known:
                 raise ConfigError(f"{path} has an unknown key {name!r}", expected=", ".join(known))
-            if not isinstance(value, str):
+            if name in _SERVICES and isinstance(value, list):
+                content[name] = ",".join(map(str, value))
+            elif not isinstance(value, str):
                 raise ConfigError(f"{name!r} in {path} is wrong", expected="text", got=repr(value))
         for name in ("coordinator", "certificate", "key", "ca"):
             if name not in content:
                 raise ConfigError(f"{path} lacks {name!r}", fix=f"add a line `{name}: ...`")
-        for name in ("coordinator", "aggregator", "keyserver"):
-            if name in content:
-                split_address(content[name])
+        for name in _SERVICES:
+            for address in _split(content.get(name)):
+                split_address(address)
         anchored = {
             name: path.parent / content[name] for name in ("certificate", "key", "ca", "crl") if name in content
         }
@@ -98,33 +108,67 @@ class OperatorConfig:
         """
         return Credentials.from_files(self.certificate, self.key, self.ca, self.crl)
 
-    def address_of(self, role: Role) -> str | None:
-        """host:port of a service; None when the config does not say."""
-        return {Role.COORDINATOR: self.coordinator, Role.AGGREGATOR: self.aggregator, Role.KEYSERVER: self.keyserver}[
-            role
-        ]
+    def addresses_of(self, role: Role) -> tuple[str, ...]:
+        """host:port of each replica of a service; none when the config does not say."""
+        named = {Role.COORDINATOR: self.coordinator, Role.AGGREGATOR: self.aggregator, Role.KEYSERVER: self.keyserver}
+        return _split(named[role])
+
+
+def _split(addresses: str | None) -> tuple[str, ...]:
+    return tuple(part.strip() for part in addresses.split(",")) if addresses else ()
 
 
 class Operator:
     """A connection to the coordinator. Made by `Operator.connect`."""
 
-    def __init__(self, stub: "coordinator_pb2_grpc.CoordinatorServiceAsyncStub") -> None:
-        self._stub = stub
+    def __init__(self, stubs: "Mapping[str, coordinator_pb2_grpc.CoordinatorServiceAsyncStub]") -> None:
+        self._stubs = stubs
+        self._stub = next(iter(stubs.values()))
 
     @classmethod
     @asynccontextmanager
     async def connect(cls, config: OperatorConfig) -> "AsyncIterator[Operator]":
-        """Open a channel while the block runs. It connects when it is first used.
+        """Open channels while the block runs. They connect when they are first used.
+
+        Of several replicas the one that drives the rounds is looked for.
 
         Raises:
             ConfigError: as `OperatorConfig.credentials`.
+            PeerLost: of several replicas, none drives the rounds now.
         """
-        async with open_channel(config.coordinator, config.credentials(), Role.COORDINATOR) as channel:
-            # At run time one class of stub serves both kinds of channel; only the type stubs know two.
-            stub = cast(
-                "coordinator_pb2_grpc.CoordinatorServiceAsyncStub", coordinator_pb2_grpc.CoordinatorServiceStub(channel)
-            )
-            yield cls(stub)
+        credentials = config.credentials()
+        async with AsyncExitStack() as stack:
+            stubs = {}
+            for address in config.addresses_of(Role.COORDINATOR):
+                channel = await stack.enter_async_context(open_channel(address, credentials, Role.COORDINATOR))
+                # At run time one class of stub serves both kinds of channel; only the type stubs know two.
+                stubs[address] = cast(
+                    "coordinator_pb2_grpc.CoordinatorServiceAsyncStub",
+                    coordinator_pb2_grpc.CoordinatorServiceStub(channel),
+                )
+            operator = cls(stubs)
+            if len(stubs) > 1:
+                await retry(operator.find_leader, deadline_s=LEADER_PATIENCE_S)
+            yield operator
+
+    async def find_leader(self) -> None:
+        """Turn to the replica that drives the rounds.
+
+        Raises:
+            PeerLost: none says that it does.
+        """
+        for address, stub in self._stubs.items():
+            try:
+                answer = await call_unary(
+                    stub.GetStatus, status_pb2.GetStatusRequest(job_id=""), timeout_s=HEALTH_TIMEOUT_S
+                )
+            except TacitError as error:
+                log.info("replica_not_answering", address=address, error=str(error))
+                continue
+            if answer.leading:
+                self._stub = stub
+                return
+        raise PeerLost("no coordinator drives the rounds", expected=f"one of {', '.join(self._stubs)}")
 
     async def submit(self, spec: JobSpec, tensors: Tensors) -> str:
         """Submit a job with its initial model, and return the job_id.
@@ -155,6 +199,23 @@ class Operator:
             NotFound: there is no such job.
             PeerLost: the coordinator went away.
         """
+        seen: set[tuple[int, int]] = set()
+        while True:
+            try:
+                async for event in self._watch_once(job_id):
+                    if isinstance(event, RoundReport) and (event.round_id, event.attempt) in seen:
+                        continue
+                    if isinstance(event, RoundReport):
+                        seen.add((event.round_id, event.attempt))
+                    yield event
+                return
+            except TacitError as error:
+                if len(self._stubs) == 1 or not error.retryable:
+                    raise
+            # Another replica takes over, and what it says begins with the first report.
+            await retry(self.find_leader, deadline_s=LEADER_PATIENCE_S)
+
+    async def _watch_once(self, job_id: str) -> AsyncIterator[RoundReport | JobSummary]:
         request = coordinator_pb2.WatchJobRequest(job_id=job_id)
         async for event in read_stream(self._stub.WatchJob, request, timeout_s=None):
             if event.HasField("report"):
@@ -251,16 +312,12 @@ class Operator:
         raise NotFound("the coordinator has no such job", got=job_id, fix="list them with `tacit status`")
 
 
-async def service_status(config: OperatorConfig, role: Role) -> status_pb2.GetStatusResponse:
-    """Status of the aggregator or the key server.
+async def service_status(config: OperatorConfig, role: Role, address: str) -> status_pb2.GetStatusResponse:
+    """Status of an aggregator or a key server.
 
     Raises:
-        ConfigError: the config has no address for it.
         PeerLost: it cannot be reached.
     """
-    address = config.address_of(role)
-    if address is None:
-        raise ConfigError(f"the operator's config has no address of the {role.value}")
     async with open_channel(address, config.credentials(), role) as channel:
         stub: Any = (
             aggregator_pb2_grpc.AggregatorServiceStub(channel)
@@ -279,9 +336,10 @@ async def check_health(config: OperatorConfig, role: Role) -> bool:
     Raises:
         ConfigError: as `OperatorConfig.credentials`.
     """
-    address = config.address_of(role)
-    if address is None:
+    addresses = config.addresses_of(role)
+    if not addresses:
         raise ConfigError(f"the operator's config has no address of the {role.value}")
+    address = addresses[0]
     async with open_channel(address, config.credentials(), role) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         try:

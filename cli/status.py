@@ -33,15 +33,16 @@ def status(
 
 
 async def _ask_all(config: Path, job_id: str) -> "list[status_pb2.GetStatusResponse]":
-    """Status of the coordinator, and of the other two where the config knows them."""
+    """Status of the coordinator that drives the rounds, and of all other services that the config knows."""
     from cli.operator import Operator, OperatorConfig, service_status
     from fl_core.transport.identity import Role
 
     settings = OperatorConfig.from_file(config)
     async with Operator.connect(settings) as operator:
         answers = [await operator.status(job_id)]
-    others = (role for role in (Role.AGGREGATOR, Role.KEYSERVER) if settings.address_of(role))
-    return answers + [await service_status(settings, role) for role in others]
+    roles = (Role.AGGREGATOR, Role.KEYSERVER)
+    others = [(role, address) for role in roles for address in settings.addresses_of(role)]
+    return answers + [await service_status(settings, role, address) for role, address in others]
 
 
 def _service_to_json(answer: "status_pb2.GetStatusResponse") -> dict[str, object]:

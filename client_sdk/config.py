@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -50,7 +50,7 @@ class SiteConfig:
     """Everything that a site is told by its owner.
 
     Args:
-        coordinator: host:port.
+        coordinator: host:port; several, in a list, when the coordinator has replicas.
         certificate: the certificate of this site, PEM.
         key: its private key, PEM.
         ca: the certificate of the federation's CA, PEM.
@@ -70,7 +70,7 @@ class SiteConfig:
         ConfigError: a value is of the wrong type or out of range.
     """
 
-    coordinator: str
+    coordinator: str | Sequence[str]
     certificate: Path
     key: Path
     ca: Path
@@ -84,7 +84,14 @@ class SiteConfig:
     log: LogConfig = field(default_factory=LogConfig)
 
     def __post_init__(self) -> None:
-        check_address("coordinator", self.coordinator)
+        if not self.coordinator or len(set(self.coordinators)) != len(self.coordinators):
+            raise ConfigError(
+                "coordinator names no address, or one twice",
+                expected="host:port, or a list of them",
+                got=repr(self.coordinator),
+            )
+        for address in self.coordinators:
+            check_address("coordinator", address)
         for name in _PATHS:
             value = getattr(self, name)
             if not (isinstance(value, Path) or (value is None and name in ("crl", "record_plain_updates"))):
@@ -96,6 +103,11 @@ class SiteConfig:
         seconds = self.keep_training_after_s
         if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds >= 0:
             raise ConfigError("keep_training_after_s is no duration", expected="seconds, 0 or more", got=repr(seconds))
+
+    @property
+    def coordinators(self) -> tuple[str, ...]:
+        """host:port of each replica of the coordinator."""
+        return tuple(self.coordinator) if isinstance(self.coordinator, list | tuple) else (str(self.coordinator),)
 
     @classmethod
     def from_file(cls, path: str | Path) -> Self:

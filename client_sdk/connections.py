@@ -1,5 +1,6 @@
 """The three services that a site dials: only by TLS, only with the certificate of the right party."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, cast
@@ -9,7 +10,7 @@ import structlog
 
 from client_sdk.network import DirectNetwork, Network
 from client_sdk.policy import check_services, endpoints
-from fl_core.errors import LocalProtocolError, TacitError
+from fl_core.errors import LocalProtocolError, NotLeading, TacitError
 from fl_core.rounds.plan import RoundPlan, ServiceEndpoint
 from fl_core.transport.identity import Identity, Role
 from fl_core.transport.tls import Credentials, LiveCredentials
@@ -58,14 +59,15 @@ class Connections:
 
     Args:
         credentials: of this site.
-        coordinator: host:port.
+        coordinators: host:port of each replica; one of them drives the rounds.
         network: the way to the services.
     """
 
-    def __init__(self, credentials: Credentials, coordinator: str, network: Network | None = None) -> None:
+    def __init__(self, credentials: Credentials, coordinators: Sequence[str], network: Network | None = None) -> None:
         self._live = LiveCredentials(credentials, _log_reload)
         self._credentials = credentials
-        self._address = coordinator
+        self._addresses = tuple(coordinators)
+        self._place = 0
         self._network = network or DirectNetwork()
         self._coordinator: _Link | None = None
         self._services: dict[tuple[Role, ServiceEndpoint], _Link] = {}
@@ -97,6 +99,28 @@ class Connections:
         # The generated class serves both kinds of channel; its type knows only the blocking one.
         return cast("CoordinatorServiceAsyncStub", CoordinatorServiceStub(self._coordinator.channel))
 
+    @property
+    def coordinator_address(self) -> str:
+        """host:port of the replica that is called now."""
+        return self._addresses[self._place]
+
+    async def turn(self, error: TacitError) -> None:
+        """Call another replica from now on, where there is one: the one that drives the rounds, as far as it is named.
+
+        Only addresses of this site's own configuration are called, whatever a coordinator says.
+
+        Args:
+            error: why the present one is of no use.
+        """
+        if len(self._addresses) == 1:
+            return
+        named = str(error.expected) if isinstance(error, NotLeading) else ""
+        following = (self._place + 1) % len(self._addresses)
+        self._place = self._addresses.index(named) if named in self._addresses else following
+        link, self._coordinator = self._coordinator, None
+        if link is not None:
+            await link.channel.close()
+
     async def connect(self) -> "CoordinatorServiceAsyncStub":
         """Look at the coordinator's certificate, and open a channel if there is none for it.
 
@@ -107,9 +131,9 @@ class Connections:
         if self._live.current is not self._credentials:
             await self.close()
             self._credentials = self._live.current
-        certificate = await self._look_at(self._address, Role.COORDINATOR, None)
+        certificate = await self._look_at(self.coordinator_address, Role.COORDINATOR, None)
         if self._coordinator is None:
-            channel = self._network.open(self._address, self._credentials, Role.COORDINATOR, None)
+            channel = self._network.open(self.coordinator_address, self._credentials, Role.COORDINATOR, None)
             self._coordinator = _Link(channel, certificate)
         self._coordinator = _Link(self._coordinator.channel, certificate)
         return self.coordinator

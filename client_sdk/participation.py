@@ -58,9 +58,8 @@ class Participation:
         observer: SiteObserver,
         network: Network | None = None,
     ) -> None:
-        self._address = config.coordinator
         self._client_id = credentials.identity.id
-        self._connections = Connections(credentials, config.coordinator, network)
+        self._connections = Connections(credentials, config.coordinators, network)
         spool = UpdateSpool(config.state_dir, credentials.storage_key(), config.keep_training_after_s)
         self._work = TrainerThread(trainer, self._client_id, spool)
         self._download = ModelDownload()
@@ -123,7 +122,8 @@ class Participation:
                 # who must not be able to end this site.
                 if isinstance(error, IdentityError) and not self._was_connected:
                     raise
-                log.warning("coordinator_lost", coordinator=self._address, error=str(error))
+                log.warning("coordinator_lost", coordinator=self._connections.coordinator_address, error=str(error))
+                await self._connections.turn(error)
             if loop.time() - began > STEADY_S:
                 backoff.reset()
             await asyncio.sleep(backoff.next_delay())
@@ -156,8 +156,10 @@ class Participation:
 
     def _greet(self) -> None:
         if not self._was_connected:
-            log.info("coordinator_connected", coordinator=self._address, client_id=self._client_id)
-            tell(self._observer.connected, self._address)
+            log.info(
+                "coordinator_connected", coordinator=self._connections.coordinator_address, client_id=self._client_id
+            )
+            tell(self._observer.connected, self._connections.coordinator_address)
         self._was_connected = True
 
     def _dispatch(self, response: coordinator_pb2.WatchRoundsResponse, tasks: asyncio.TaskGroup) -> None:

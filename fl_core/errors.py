@@ -197,6 +197,13 @@ class Overloaded(TacitError):
     retryable = True
 
 
+class NotLeading(TacitError):
+    """A coordinator that does not drive the rounds. `expected` is the address of the replica that does, if one does."""
+
+    code = "not_leading"
+    retryable = True
+
+
 class BudgetExhausted(TacitError):
     """The privacy budget of a job or a site is spent."""
 

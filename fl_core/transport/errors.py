@@ -51,6 +51,7 @@ _STATUS: dict[type[TacitError], grpc.StatusCode] = {
     errors.NotFound: grpc.StatusCode.NOT_FOUND,
     errors.PeerLost: grpc.StatusCode.UNAVAILABLE,
     errors.Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.NotLeading: grpc.StatusCode.UNAVAILABLE,
     errors.BudgetExhausted: grpc.StatusCode.FAILED_PRECONDITION,
     errors.InternalError: grpc.StatusCode.INTERNAL,
 }

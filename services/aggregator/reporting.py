@@ -1,12 +1,13 @@
 """Hands a released sum to the coordinator that opened its session."""
 
 import hashlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING, cast
 
 import structlog
 
 from fl_core.codec.packing import pack_blocks, packed_bytes
+from fl_core.errors import IdentityError, PeerLost, TacitError
 from fl_core.rounds.report import AggregateInfo
 from fl_core.secagg.transcript import Body, Part, sign_part
 from fl_core.transport.channel import open_channel
@@ -31,13 +32,13 @@ class AggregateReporter:
     """Client of `ReportAggregate`.
 
     Args:
-        address: host:port of the coordinator.
+        addresses: host:port of each coordinator.
         credentials: gives our certificate as it is now.
         timeout_s: how long a report is tried.
     """
 
-    def __init__(self, address: str, credentials: Callable[[], Credentials], timeout_s: float) -> None:
-        self._address = address
+    def __init__(self, addresses: Sequence[str], credentials: Callable[[], Credentials], timeout_s: float) -> None:
+        self._addresses = tuple(addresses)
         self._credentials = credentials
         self._timeout_s = timeout_s
 
@@ -58,13 +59,30 @@ class AggregateReporter:
         part = sign_part("released", _released_body(released, info), credentials.signer())
 
         async def send() -> None:
-            await check_service(self._address, credentials, Role.COORDINATOR, pinned_id=coordinator_id)
-            async with open_channel(self._address, credentials, Role.COORDINATOR, coordinator_id) as channel:
+            address = await self._find(credentials, coordinator_id)
+            async with open_channel(address, credentials, Role.COORDINATOR, coordinator_id) as channel:
                 stub = cast("CoordinatorServiceAsyncStub", coordinator_pb2_grpc.CoordinatorServiceStub(channel))
                 await send_stream(stub.ReportAggregate, _requests(released, info, part), timeout_s=self._timeout_s)
 
         await retry(send, deadline_s=self._timeout_s)
         log.info("aggregate_reported", survivors=len(released.survivors), total_weight=released.total_weight)
+
+    async def _find(self, credentials: Credentials, coordinator_id: str) -> str:
+        """The address at which the coordinator that opened a session listens.
+
+        Raises:
+            PeerLost: one that may be it cannot be reached.
+            IdentityError: none of them is it.
+        """
+        errors: list[TacitError] = []
+        for address in self._addresses:
+            try:
+                await check_service(address, credentials, Role.COORDINATOR, pinned_id=coordinator_id)
+            except (PeerLost, IdentityError) as error:
+                errors.append(error)
+            else:
+                return address
+        raise next((error for error in errors if error.retryable), errors[0])
 
 
 def packed_sha256(released: ReleasedSum) -> bytes:

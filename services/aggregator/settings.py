@@ -2,16 +2,16 @@
 
 import os
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from services.runtime.settings import ServiceSettings, split_address
+from services.runtime.settings import Addresses, ServiceSettings
 
 
 class AggregatorSettings(ServiceSettings):
     """What the aggregator needs beside the settings of every service.
 
     Args:
-        coordinator: host:port to which aggregates are reported.
+        coordinator: host:port of each coordinator; an aggregate goes to the one that opened its session.
         memory_budget_bytes: staged uploads that are kept in memory; those beyond it go to disk.
         max_sessions: sessions that may be open at once.
         max_sum_bytes: running sums of all open sessions together.
@@ -24,7 +24,7 @@ class AggregatorSettings(ServiceSettings):
         report_timeout_seconds: how long the coordinator is tried before an aggregate is given up.
     """
 
-    coordinator: str
+    coordinator: Addresses
     memory_budget_bytes: int = Field(default=64 << 20, ge=0)
     max_sessions: int = Field(default=16, ge=1)
     max_sum_bytes: int = Field(default=8 << 30, ge=1)
@@ -35,9 +35,3 @@ class AggregatorSettings(ServiceSettings):
     report_timeout_seconds: float = Field(default=60.0, gt=0)
     decryption_timeout_seconds: float = Field(default=600.0, gt=0)
     crypto_threads: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1)
-
-    @field_validator("coordinator")
-    @classmethod
-    def _check_coordinator(cls, address: str) -> str:
-        split_address(address)
-        return address

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from fl_core.errors import LocalProtocolError, Overloaded
+from fl_core.errors import LocalProtocolError, Overloaded, TacitError
 from fl_core.rounds.plan import ClientId
 from fl_core.wire.v1 import coordinator_pb2 as pb
 from services.runtime.events import Notice
@@ -34,6 +34,7 @@ class _Mailbox:
     connected: bool = False
     overflown: bool = False
     lost_timer: asyncio.TimerHandle | None = None
+    dismissed: TacitError | None = None
 
 
 class Presence:
@@ -79,6 +80,16 @@ class Presence:
         for client_id in tuple(self._mailboxes):
             self.send(client_id, event)
 
+    def dismiss(self, error: TacitError) -> None:
+        """End every stream with `error` and forget what was on its way: somebody else looks after the sites now."""
+        boxes, self._mailboxes = list(self._mailboxes.values()), {}
+        for box in boxes:
+            if box.lost_timer is not None:
+                box.lost_timer.cancel()
+            box.dismissed = error
+            box.arrived.set()
+        self.changes.announce()
+
     @contextmanager
     def losses(self, on_lost: OnLost) -> Iterator[None]:
         """Call `on_lost` for each site whose stream stays broken longer than the grace."""
@@ -97,6 +108,7 @@ class Presence:
         Raises:
             LocalProtocolError: a newer stream of the same site took over.
             Overloaded: the site did not read its events.
+            TacitError: all sites were dismissed, for this reason.
         """
         box, number = self._attach(site)
         try:
@@ -110,13 +122,15 @@ class Presence:
             self._detach(box, number)
 
     async def _next(self, box: _Mailbox, number: int) -> pb.WatchRoundsResponse | None:
-        if not box.events and not box.overflown and box.stream == number:
+        if not box.events and not box.overflown and box.dismissed is None and box.stream == number:
             box.arrived.clear()
             try:
                 async with asyncio.timeout(self._heartbeat_s):
                     await box.arrived.wait()
             except TimeoutError:
                 return None
+        if box.dismissed is not None:
+            raise box.dismissed
         if box.stream != number:
             raise LocalProtocolError(
                 "another stream of this site took over", expected="one process per site", got=box.site.client_id
@@ -139,7 +153,7 @@ class Presence:
         return box, self._streams
 
     def _detach(self, box: _Mailbox, number: int) -> None:
-        if box.stream != number:
+        if box.stream != number or box.dismissed is not None:
             return
         box.connected = False
         loop = asyncio.get_running_loop()

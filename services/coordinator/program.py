@@ -1,9 +1,9 @@
 """The coordinator as a program."""
 
 import argparse
-import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from services.coordinator.database import upgrade_database
 from services.coordinator.driver import Driver
 from services.coordinator.evaluation import EvaluationDesk
 from services.coordinator.job_store import JobStore
+from services.coordinator.leadership import Leadership
 from services.coordinator.measures import SITES_CONNECTED
 from services.coordinator.models import ModelStore
 from services.coordinator.peers import AggregatorPeer, KeyServerPeer
@@ -28,10 +29,12 @@ from services.coordinator.resources import Resources, steady_clock
 from services.coordinator.round_store import RoundStore
 from services.coordinator.service import ROLES, CoordinatorService
 from services.coordinator.settings import CoordinatorSettings
+from services.coordinator.tables import LEASES
 from services.coordinator.traffic import Traffic
 from services.coordinator.transcripts import TranscriptStore
 from services.runtime.blobs import BlobStore
 from services.runtime.database import open_database
+from services.runtime.leases import Holder, LeaseStore
 from services.runtime.metrics import watch_staging
 from services.runtime.server import run_program, running_server, serve
 from services.runtime.staging import StagingArea
@@ -50,7 +53,7 @@ async def run(settings: CoordinatorSettings) -> None:
     async with open_resources(settings) as resources:
         driver = make_driver(settings, resources)
         service = CoordinatorService(settings, resources, driver)
-        async with driving(driver):
+        async with driving(driver, resources):
             await serve(
                 settings,
                 role=Role.COORDINATOR,
@@ -70,7 +73,7 @@ async def running_coordinator(settings: CoordinatorSettings) -> AsyncIterator[st
             running_server(
                 settings, role=Role.COORDINATOR, roles_by_method=ROLES, add_servicers=partial(add_servicers, service)
             ) as address,
-            driving(driver),
+            driving(driver, resources),
         ):
             yield address
 
@@ -85,7 +88,11 @@ async def open_resources(settings: CoordinatorSettings) -> AsyncIterator[Resourc
     """
     credentials = LiveCredentials(settings.credentials())
     await upgrade_database(settings.database)
-    database = open_database(settings.database)
+    unfenced = open_database(settings.database)
+    leases = LeaseStore(unfenced, LEASES, settings.lease_s)
+    own = Holder(settings.service_id, settings.advertised)
+    leadership = Leadership(leases, own, is_alone=unfenced.is_sqlite)
+    database = replace(unfenced, fence=leadership)
     presence, traffic = Presence(settings.presence_grace_s, settings.heartbeat_s), Traffic()
     blobs, clock = BlobStore(settings.blobs), steady_clock()
     # With SQLite nobody else writes here, so whatever is not whole is from a writer that died.
@@ -97,6 +104,7 @@ async def open_resources(settings: CoordinatorSettings) -> AsyncIterator[Resourc
         rounds=RoundStore(database),
         models=ModelStore(blobs),
         transcripts=TranscriptStore(blobs, lambda: credentials.current, clock),
+        leadership=leadership,
         presence=presence,
         aggregators=ServicePool([AggregatorPeer(one, live, patience_s) for one in settings.aggregator], patience_s),
         keyservers=ServicePool([KeyServerPeer(one, live, patience_s) for one in settings.keyserver], patience_s),
@@ -125,14 +133,10 @@ def make_driver(settings: CoordinatorSettings, resources: Resources) -> Driver:
 
 
 @asynccontextmanager
-async def driving(driver: Driver) -> AsyncIterator[None]:
-    """Run jobs while the block runs. When the driver fails, the block is cancelled and its error raised."""
-    async with asyncio.TaskGroup() as tasks:
-        task = tasks.create_task(driver.run())
-        try:
-            yield
-        finally:
-            task.cancel()
+async def driving(driver: Driver, resources: Resources) -> AsyncIterator[None]:
+    """Run jobs while the block runs and this replica leads. When the driver fails, its error ends the block."""
+    async with resources.leadership.driving(driver.run, resources.presence.dismiss):
+        yield
 
 
 def add_servicers(service: CoordinatorService, server: grpc.aio.Server) -> None:

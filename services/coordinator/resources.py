@@ -7,6 +7,7 @@ from services.coordinator.aggregates import AggregateInbox
 from services.coordinator.evaluation import EvaluationDesk
 from services.coordinator.job_store import JobStore
 from services.coordinator.journal import Clock
+from services.coordinator.leadership import Leadership
 from services.coordinator.models import ModelStore
 from services.coordinator.peers import AggregatorPeer, KeyServerPeer
 from services.coordinator.placement import ServicePool
@@ -31,6 +32,7 @@ class Resources:
     rounds: RoundStore
     models: ModelStore
     transcripts: TranscriptStore
+    leadership: Leadership
     presence: Presence
     aggregators: ServicePool[AggregatorPeer]
     keyservers: ServicePool[KeyServerPeer]

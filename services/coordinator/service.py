@@ -92,6 +92,7 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServiceServicer):
         self, request: pb.WatchRoundsRequest, context: Context
     ) -> AsyncIterator[pb.WatchRoundsResponse]:
         """Site: stay in touch; invitations and evaluation tasks as they come."""
+        await self._with.leadership.require()
         identity = caller(context)
         site = ConnectedSite(ClientId(identity.id), identity.certificate_sha256)
         log.info("site_connected", client_id=site.client_id, sdk_version=request.sdk_version[:64])
@@ -120,6 +121,7 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServiceServicer):
         self, request: pb.LeaveRoundRequest, context: Context
     ) -> pb.LeaveRoundResponse:
         """Site: do not wait for me in this attempt."""
+        await self._with.leadership.require()
         identity = caller(context)
         reason = dropout_reason_from_proto(request.reason)
         session = self._driver.session_of(session_id_from_proto(request.session_id))
@@ -158,6 +160,7 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServiceServicer):
         self, request: pb.ReportEvaluationRequest, context: Context
     ) -> pb.ReportEvaluationResponse:
         """Site: what I measured."""
+        await self._with.leadership.require()
         self._with.evaluations.report(ClientId(caller(context).id), request)
         return pb.ReportEvaluationResponse()
 
@@ -167,6 +170,7 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServiceServicer):
         context: Context,  # noqa: ARG002
     ) -> pb.EvaluateModelResponse:
         """Operator: let the connected sites measure a model."""
+        await self._with.leadership.require()
         job = await self._with.jobs.job(request.job_id)
         model = await self._with.jobs.model(request.job_id, request.model_version)
         manifest = await self._with.models.manifest(model.blob_name)
@@ -200,12 +204,15 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServiceServicer):
             uptime_seconds=monotonic() - self._started,
             connected_sites=[site.client_id for site in self._with.presence.connected()],
             jobs=[await self._status(job) for job in jobs],
+            leading=self._with.leadership.is_leading,
+            leader=await self._with.leadership.leader(),
         )
 
     async def SubmitJob(  # noqa: N802
         self, request_iterator: AsyncIterator[pb.SubmitJobRequest], context: Context
     ) -> pb.SubmitJobResponse:
         """Operator: a job and its first model. Nothing of it is kept unless all of it is right."""
+        await self._with.leadership.require()
         identity = caller(context)
         requests = aiter(request_iterator)
         with self._streams.hold((identity.name, "submissions")):
@@ -257,6 +264,7 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServiceServicer):
         context: Context,  # noqa: ARG002
     ) -> pb.CancelJobResponse:
         """Operator: end a job; what it committed stays."""
+        await self._with.leadership.require()
         await self._driver.cancel(request.job_id)
         return pb.CancelJobResponse()
 
@@ -277,6 +285,7 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServiceServicer):
         self, request_iterator: AsyncIterator[pb.ReportAggregateRequest], context: Context
     ) -> pb.ReportAggregateResponse:
         """Aggregator: the sum of one session."""
+        await self._with.leadership.require()
         await self._with.inbox.receive(caller(context), aiter(request_iterator))
         return pb.ReportAggregateResponse()
 

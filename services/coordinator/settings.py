@@ -18,6 +18,7 @@ class CoordinatorSettings(ServiceSettings):
         blob_url: folder or fsspec URL for models; `blobs` in the state folder when empty.
         aggregator: host:port of each aggregator, as sites reach it too; sessions are spread over them.
         keyserver: host:port of each key server, as sites reach it too.
+        lease_s: with several replicas, seconds after which another one takes over from one that is lost.
         presence_grace_s: a site whose stream breaks counts as present for this long.
         heartbeat_s: a silent stream to a site carries a heartbeat this often.
         service_patience_s: how long a service may be out of reach before an attempt is given up.
@@ -36,6 +37,7 @@ class CoordinatorSettings(ServiceSettings):
     blob_url: str = ""
     aggregator: Addresses
     keyserver: Addresses
+    lease_s: float = Field(default=10.0, ge=1)
     presence_grace_s: float = Field(default=1.0, ge=0)
     heartbeat_s: float = Field(default=15.0, gt=0)
     service_patience_s: float = Field(default=10.0, gt=0)

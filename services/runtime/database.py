@@ -60,6 +60,11 @@ class Database:
     sessions: async_sessionmaker[AsyncSession]
     fence: Fence | None = None
 
+    @property
+    def is_sqlite(self) -> bool:
+        """Whether it is a SQLite file, which one service has for itself."""
+        return bool(self.engine.dialect.name == "sqlite")
+
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncSession]:
         """A session in one transaction: committed at the end of the block, rolled back when it raises.

@@ -155,16 +155,12 @@ class LeaseStore:
 
     def _now(self) -> ColumnElement[Any]:
         """Seconds since the epoch, by the clock of the database."""
-        if self._is_sqlite:
+        if self._database.is_sqlite:
             return (func.julianday("now") - _EPOCH_AS_JULIAN_DAY) * _DAY_S
         return func.date_part("epoch", func.clock_timestamp())
 
     def _insert(self) -> Any:
-        return sqlite.insert(self._table) if self._is_sqlite else postgresql.insert(self._table)
-
-    @property
-    def _is_sqlite(self) -> bool:
-        return bool(self._database.engine.dialect.name == "sqlite")
+        return sqlite.insert(self._table) if self._database.is_sqlite else postgresql.insert(self._table)
 
 
 def _lost(lease: Lease) -> LeaseLost:

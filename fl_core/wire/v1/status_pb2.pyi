@@ -132,10 +132,15 @@ class GetStatusResponse(google.protobuf.message.Message):
     CONNECTED_SITES_FIELD_NUMBER: builtins.int
     JOBS_FIELD_NUMBER: builtins.int
     SESSIONS_FIELD_NUMBER: builtins.int
+    LEADING_FIELD_NUMBER: builtins.int
+    LEADER_FIELD_NUMBER: builtins.int
     service_id: builtins.str
     role: builtins.str
     version: builtins.str
     uptime_seconds: builtins.float
+    leading: builtins.bool
+    """Of the coordinator: whether this replica drives the rounds, and host:port of the one that does."""
+    leader: builtins.str
     @property
     def connected_sites(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
     @property
@@ -152,7 +157,9 @@ class GetStatusResponse(google.protobuf.message.Message):
         connected_sites: collections.abc.Iterable[builtins.str] | None = ...,
         jobs: collections.abc.Iterable[global___JobStatus] | None = ...,
         sessions: collections.abc.Iterable[global___SessionStatus] | None = ...,
+        leading: builtins.bool = ...,
+        leader: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["connected_sites", b"connected_sites", "jobs", b"jobs", "role", b"role", "service_id", b"service_id", "sessions", b"sessions", "uptime_seconds", b"uptime_seconds", "version", b"version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["connected_sites", b"connected_sites", "jobs", b"jobs", "leader", b"leader", "leading", b"leading", "role", b"role", "service_id", b"service_id", "sessions", b"sessions", "uptime_seconds", b"uptime_seconds", "version", b"version"]) -> None: ...
 
 global___GetStatusResponse = GetStatusResponse
