@@ -132,6 +132,26 @@ ROWS: Sequence[tuple[str, Sequence[tuple[str, str, Sequence[Query]]]]] = (
                 "d",
                 [("(tacit_revocations_next_update_timestamp_seconds > 0) / 86400 - time() / 86400", "{{service}}")],
             ),
+            (
+                "Privacy budget",
+                "short",
+                [
+                    ("tacit_privacy_epsilon_spent", "spent by {{job_id}}"),
+                    ("tacit_privacy_epsilon_limit", "limit of {{job_id}}"),
+                ],
+            ),
+            (
+                "Connections, and callers beyond their quotas",
+                "short",
+                [
+                    ("tacit_connections_open", "open at {{service}}"),
+                    ("sum by (service) (rate(tacit_tls_handshakes_total[5m]))", "new per second at {{service}}"),
+                    (
+                        "sum by (service, quota) (rate(tacit_quota_exceeded_total[5m]))",
+                        "beyond {{quota}} per second at {{service}}",
+                    ),
+                ],
+            ),
             ("Versions", "short", [("sum by (service, version) (tacit_build_info)", "{{service}} {{version}}")]),
         ),
     ),
@@ -142,10 +162,10 @@ def dashboard() -> dict[str, Any]:
     """The dashboard as Grafana reads it."""
     panels: list[dict[str, Any]] = []
     for row, (title, row_panels) in enumerate(ROWS):
-        top = row * (HEIGHT + 1)
+        top = row * (2 * HEIGHT + 1)
         panels.append(_row(len(panels) + 1, title, top))
         for column, (name, unit, queries) in enumerate(row_panels):
-            place = {"h": HEIGHT, "w": WIDTH, "x": column * WIDTH, "y": top + 1}
+            place = {"h": HEIGHT, "w": WIDTH, "x": column % 3 * WIDTH, "y": top + 1 + column // 3 * HEIGHT}
             panels.append(_panel(len(panels) + 1, name, unit, queries, place))
     return {
         "uid": "tacit",

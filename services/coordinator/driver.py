@@ -20,7 +20,7 @@ from services.coordinator.attempt import Attempt
 from services.coordinator.evaluation import EvaluationResult
 from services.coordinator.failures import AttemptFailed, Halt, run_beside, until_cancelled
 from services.coordinator.journal import AttemptJournal
-from services.coordinator.measures import count_bytes, count_ending
+from services.coordinator.measures import count_bytes, count_ending, forget_budget
 from services.coordinator.peers import AggregatorPeer, KeyServerPeer
 from services.coordinator.records import JobRecord, JobStatus
 from services.coordinator.resources import Resources
@@ -291,6 +291,7 @@ class Driver:
     async def _end(self, job_id: JobId, status: JobStatus, detail: str) -> None:
         await self._with.jobs.set_status(job_id, status, self._with.clock(), detail)
         log.info("job_ended", job_id=job_id, status=status.value, detail=detail)
+        forget_budget(job_id)
         self._with.presence.broadcast(pb.WatchRoundsResponse(job_ended=pb.JobEnded(job_id=job_id, status=status.value)))
         self._notices[job_id].announce()
 

@@ -1,6 +1,7 @@
 """What the coordinator counts for Prometheus: how attempts end, how long they take, and why sites drop out."""
 
 from collections.abc import Iterable
+from contextlib import suppress
 
 from prometheus_client import Counter, Gauge, Histogram
 
@@ -48,6 +49,27 @@ SITE_BYTES = Counter(
     registry=REGISTRY,
 )
 SITES_CONNECTED = Gauge("tacit_sites_connected", "Sites with an open stream to the coordinator.", registry=REGISTRY)
+
+EPSILON_SPENT = Gauge(
+    "tacit_privacy_epsilon_spent",
+    "Privacy budget that the releases of a running job have spent.",
+    ("job_id",),
+    registry=REGISTRY,
+)
+EPSILON_LIMIT = Gauge("tacit_privacy_epsilon_limit", "Privacy budget of a running job.", ("job_id",), registry=REGISTRY)
+
+
+def show_budget(job_id: str, spent: float, limit: float) -> None:
+    """Show what a job has spent of its privacy budget, both as epsilon at the job's delta."""
+    EPSILON_SPENT.labels(job_id).set(spent)
+    EPSILON_LIMIT.labels(job_id).set(limit)
+
+
+def forget_budget(job_id: str) -> None:
+    """The job has ended: its ledger keeps what it spent, the metrics do not."""
+    for gauge in (EPSILON_SPENT, EPSILON_LIMIT):
+        with suppress(KeyError):
+            gauge.remove(job_id)
 
 
 def count_bytes(sites: Iterable[SiteBytes]) -> None:

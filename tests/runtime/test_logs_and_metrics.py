@@ -1,5 +1,6 @@
 """Logs without secrets, metrics of calls, and work in threads."""
 
+import asyncio
 import json
 import logging
 import threading
@@ -137,6 +138,19 @@ async def test_calls_are_counted_and_served_to_prometheus(serving: Any, connect:
         with pytest.raises(ConfigError, match="cannot be served"), metrics_endpoint(f"127.0.0.1:{port}"):
             pass
     assert "tacit_rpc_finished_total{" in text
+
+
+async def test_connections_without_a_certificate_are_counted(serving: Any) -> None:
+    before = REGISTRY.get_sample_value("tacit_tls_handshakes_total") or 0
+    async with serving() as address:
+        host, _, port = address.rpartition(":")
+        for _ in range(20):
+            _, writer = await asyncio.open_connection(host, int(port))
+            writer.write(b"no TLS at all")
+            writer.close()
+        async with asyncio.timeout(10):
+            while (REGISTRY.get_sample_value("tacit_tls_handshakes_total") or 0) < before + 20:
+                await asyncio.sleep(0.02)
 
 
 async def test_offloaded_work_runs_in_another_thread_and_sees_context_variables() -> None:
