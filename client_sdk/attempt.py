@@ -5,6 +5,7 @@ import os
 from collections.abc import Coroutine
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,6 +15,7 @@ from client_sdk.audit import record_plain_update
 from client_sdk.connections import Connections, Services
 from client_sdk.download import ModelDownload, ModelReference
 from client_sdk.exchange import KeyExchange
+from client_sdk.feedback import Feedback
 from client_sdk.journal import SiteJournal
 from client_sdk.leaving import too_late_means
 from client_sdk.observer import SiteObserver, tell
@@ -56,6 +58,7 @@ class Workplace:
     trainer: TrainerThread
     observer: SiteObserver
     record_plain_updates: Path | None
+    feedback: Feedback
 
 
 async def take_part(plan: RoundPlan, site: Workplace) -> None:
@@ -148,7 +151,8 @@ async def _encode(plan: RoundPlan, index: int, update: TrainedUpdate, site: Work
     await _countersign(plan, update, site)
     codec = private_codec_of(plan) or codec_of(plan)
     weight = update.num_samples if plan.privacy is None else 1
-    vector = await asyncio.to_thread(codec.encode, update.update, weight, os.urandom)
+    encode = partial(site.feedback.encode, plan) if plan.codec.feedback else codec.encode
+    vector = await asyncio.to_thread(encode, update.update, weight, os.urandom)
     tell(site.observer.encoded, plan, index, vector)
     if site.record_plain_updates is not None:
         await asyncio.to_thread(record_plain_update, site.record_plain_updates, plan, index, vector)
@@ -178,6 +182,7 @@ async def _send(plan: RoundPlan, upload: Upload, site: Workplace, services: Serv
     sending = Sending(services.aggregator, upload, seconds, on_chunk)
     with too_late_means(DropoutReason.UPLOAD_TIMEOUT):
         await retry(sending.run, deadline_s=seconds, backoff=sending.backoff)
+    site.feedback.delivered(plan)
     tell(site.observer.uploaded, plan)
 
 

@@ -10,6 +10,7 @@ from client_sdk.config import SiteConfig
 from client_sdk.connections import Connections
 from client_sdk.download import ModelDownload
 from client_sdk.evaluation import report_failure, report_result, task_from_proto
+from client_sdk.feedback import Feedback
 from client_sdk.journal import SiteJournal
 from client_sdk.leaving import reason_of
 from client_sdk.network import Network
@@ -74,6 +75,7 @@ class Participation:
             trainer=self._work,
             observer=observer,
             record_plain_updates=config.record_plain_updates,
+            feedback=Feedback(config.state_dir, credentials.storage_key()),
         )
         self._stopped = asyncio.Event()
         self._was_connected = False
@@ -171,6 +173,7 @@ class Participation:
             case "evaluation":
                 self._evaluate(response.evaluation, tasks)
             case "job_ended":
+                self._site.feedback.forget(response.job_ended.job_id)
                 tell(self._observer.job_ended, response.job_ended.job_id, response.job_ended.status)
             case _:
                 # A heartbeat, or something newer than this site.
@@ -234,6 +237,7 @@ class Participation:
         is_ours = plan is not None and ended == (plan.job_id, plan.round_id, plan.attempt)
         if is_ours and self._attempt is not None:
             self._attempt.cancel()
+        self._site.feedback.settle(*ended, committed)
         why = None if committed else _reason_name(message.reason)
         log.info("attempt_ended", job_id=ended[0], round_id=ended[1], attempt=ended[2], reason=why)
         tell(self._observer.attempt_ended, *ended, why)
