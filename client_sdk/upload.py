@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from client_sdk.leaving import UploadRefused
-from fl_core.codec.packing import pack
 from fl_core.errors import RemoteProtocolError, SessionFrozen, TacitError, UnknownSession
 from fl_core.rounds.plan import RoundPlan
+from fl_core.rounds.uploads import upload_payload
 from fl_core.secagg.messages import RingVector
 from fl_core.transport.errors import from_rpc_error
 from fl_core.transport.peer import call_unary
@@ -53,7 +53,7 @@ class Upload:
         Raises:
             CodecError: a coordinate does not fit the ring.
         """
-        payload = pack(vector, plan.codec.ring_bits)
+        payload = upload_payload(plan, vector)
         return cls(plan, index, payload, sha256(payload.data).digest())
 
 

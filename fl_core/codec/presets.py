@@ -34,14 +34,21 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         "int8-rotated": _preset("for updates with a few large coordinates", bits=8, rotation=True, adaptive=True),
         "int4-rotated": _preset("a quarter of the bytes of floats", bits=4, rotation=True, adaptive=True),
         "sparse-10pct-int8": _preset(
-            "a tenth of the blocks each round", bits=8, selection="blocks", density=0.1, feedback=0.9, adaptive=True
+            "a tenth of the coordinates each round, in blocks",
+            bits=8,
+            selection="blocks",
+            density=0.1,
+            rotation=True,
+            feedback=0.5,
+            adaptive=True,
         ),
         "sparse-1pct-int8": _preset(
-            "a hundredth of the coordinates each round",
+            "a hundredth of the coordinates each round, of a rotated update",
             bits=8,
             selection="random",
             density=0.01,
-            feedback=0.9,
+            rotation=True,
+            feedback=0.3,
             adaptive=True,
         ),
         "top-1pct-int8": _preset(

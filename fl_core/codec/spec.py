@@ -1,7 +1,9 @@
 """How a float update becomes integers of a ring: the part of a plan that the codec reads.
 
-An update passes clip, error feedback, selection, rotation and quantisation, in this order. Each stage is one field of
-`CodecSpec`, and each is there or not.
+An update passes error feedback, clip, rotation, selection and quantisation, in this order. Each stage is one field of
+`CodecSpec`, and each is there or not. The rotation comes before the selection, so that each coordinate that travels is
+a random mixture of the whole update: a few mixtures say more about it, and move the model more evenly, than a few of
+its own coordinates.
 """
 
 from dataclasses import dataclass
@@ -55,7 +57,7 @@ class CodecSpec:
             None, which nothing can exceed.
         selection: which coordinates travel.
         density: the part of the coordinates that travels, 1e-6 to 1; 1 when all do.
-        rotation: whether a random rotation evens the coordinates out before they are rounded.
+        rotation: whether a random rotation evens the coordinates out before they are selected and rounded.
         levels: what a coordinate is rounded to.
         feedback: the part of what did not travel that a site keeps for its next round; 0 is nothing, 1 is all of it.
         adaptive: whether sites say how wide a span they need, as one more masked number.
@@ -106,10 +108,19 @@ class CodecSpec:
     @property
     def keeps_order(self) -> bool:
         """Whether coordinate i of the upload after its header is coordinate i of the model."""
-        return self.selection in (Selection.ALL, Selection.TOP) and not self.rotation
+        return not self.shares_support and not self.rotation
+
+    @property
+    def shares_support(self) -> bool:
+        """Whether a part of the coordinates travels, the same part for all sites."""
+        return self.selection in (Selection.RANDOM, Selection.BLOCKS)
+
+    def turned(self, size: int) -> int:
+        """Coordinates from which those that travel are selected, for a model of `size`."""
+        return padded_length(size) if self.rotation else size
 
     def kept(self, size: int) -> int:
-        """Coordinates of a model of `size` that travel."""
+        """How many of `size` coordinates travel."""
         if self.selection is Selection.ALL or size == 0:
             return size
         if self.selection is Selection.BLOCKS:
@@ -120,8 +131,7 @@ class CodecSpec:
 
     def body(self, size: int) -> int:
         """Coordinates of an upload after its header, for a model of `size`."""
-        travelling = size if self.selection is Selection.TOP else self.kept(size)
-        return padded_length(travelling) if self.rotation else travelling
+        return self.kept(self.turned(size)) if self.shares_support else self.turned(size)
 
     def header(self, max_weight: int) -> int:
         """Coordinates of an upload before its levels, see `fl_core.codec.header`."""

@@ -23,15 +23,15 @@ Places = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Support:
-    """The coordinates that travel, and one over the chance that each had of it.
+    """The coordinates that travel, and how rarely each does.
 
     Args:
         places: (k,).
-        scale: (k,) float32, >= 1: what makes the mean over the seeds that of the whole vector.
+        rarity: (k,) float32, >= 1: one over the chance that each place had.
     """
 
     places: Places = field(repr=False)
-    scale: FloatVector = field(repr=False)
+    rarity: FloatVector = field(repr=False)
 
 
 def shared_support(spec: CodecSpec, size: int, key: bytes) -> Support:
@@ -39,7 +39,7 @@ def shared_support(spec: CodecSpec, size: int, key: bytes) -> Support:
 
     Args:
         spec: its selection is random or blocks.
-        size: coordinates of the model.
+        size: coordinates to select from.
         key: 16 bytes, public.
     """
     if spec.selection is Selection.RANDOM or size < SUPPORT_BLOCK:
@@ -49,8 +49,8 @@ def shared_support(spec: CodecSpec, size: int, key: bytes) -> Support:
     blocks = _strata(whole, (spec.kept(size) - len(rest)) // SUPPORT_BLOCK, key)
     inside = np.arange(SUPPORT_BLOCK)
     places = (blocks.places[:, None] * SUPPORT_BLOCK + inside).reshape(-1)
-    scale = np.repeat(blocks.scale, SUPPORT_BLOCK)
-    return Support(np.concatenate((places, rest)), np.concatenate((scale, np.ones(len(rest), np.float32))))
+    rarity = np.repeat(blocks.rarity, SUPPORT_BLOCK)
+    return Support(np.concatenate((places, rest)), np.concatenate((rarity, np.ones(len(rest), np.float32))))
 
 
 def _strata(size: int, count: int, key: bytes) -> Support:

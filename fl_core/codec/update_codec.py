@@ -116,7 +116,8 @@ class UpdateCodec:
         Returns:
             (d,) float32, model units, a new array: the update less what the upload alone decodes to.
         """
-        rest: FloatVector = update - self.decode_sum(upload, 1).mean_update
+        decoder = self.open_sum(upload[: self.header_length], 1)
+        rest: FloatVector = update - decoder.restore(decoder.decode(upload[self.header_length :]))
         return rest
 
     def decode_sum(self, total: RingVector, survivors: int) -> DecodedSum:
@@ -156,7 +157,7 @@ class UpdateCodec:
 
     def support(self) -> Support:
         """The coordinates that travel when a part does, the same for all sites."""
-        return shared_support(self.spec, self.manifest.size, self._key(labels.SUPPORT))
+        return shared_support(self.spec, self.spec.turned(self.manifest.size), self._key(labels.SUPPORT))
 
     def rotation_key(self) -> bytes:
         """The key of the rotation, the same for all sites."""
@@ -167,14 +168,14 @@ class UpdateCodec:
 
     def _travelling(self, update: FloatVector) -> tuple[FloatVector, float]:
         """What is rounded, and the clip that is still to be applied to it."""
-        spec = self.spec
-        if spec.selection in (Selection.RANDOM, Selection.BLOCKS):
+        spec, clip = self.spec, self.spec.clip
+        if spec.rotation:
+            # Clipped before the rotation, which leaves no coordinate where it was.
+            limit = np.float32(min(clip, float(np.finfo(np.float32).max)))
+            update, clip = rotate(np.clip(update, -limit, limit), self.rotation_key()), CLIP_MAX
+        if spec.shares_support:
             update = update[self.support().places]
-        if not spec.rotation:
-            return update, spec.clip
-        clip = np.float32(min(spec.clip, float(np.finfo(np.float32).max)))
-        # Clipped before the rotation, which leaves no coordinate where it was.
-        return rotate(np.clip(update, -clip, clip), self.rotation_key()), CLIP_MAX
+        return update, clip
 
     def _describe(self, coordinates: FloatVector, weight: int, clip: float) -> UploadHeader:
         if not self.spec.adaptive:
@@ -290,7 +291,11 @@ class SumDecoder:
             raise BadAggregate("the sum fails its own check", expected=error.expected, got=error.got) from error
 
     def expand(self, travelled: FloatVector) -> FloatVector:
-        """The mean update from what travelled of it: rotated back, and put in its places.
+        """The mean update from what travelled of it: a part is made larger for what it stands for, then `restore`.
+
+        Without error feedback a coordinate counts as often as it is rare, which makes the mean over the seeds that of
+        the whole update. With it what is left out comes later; a coordinate counts by the root of its rarity then,
+        which keeps the length of the update, so that a round moves the model as far as a round of all coordinates.
 
         Args:
             travelled: what `decode` gave for all levels of the sum. It is used up.
@@ -298,16 +303,26 @@ class SumDecoder:
         Returns:
             (d,) float32, model units.
         """
+        if not self.codec.spec.shares_support:
+            return self.restore(travelled)
+        rarity = self.codec.support().rarity
+        return self.restore(travelled * (np.sqrt(rarity) if self.codec.spec.feedback else rarity))
+
+    def restore(self, travelled: FloatVector) -> FloatVector:
+        """What travelled, put in its places and rotated back; what did not is zero.
+
+        Args:
+            travelled: as in `expand`.
+
+        Returns:
+            (d,) float32, model units.
+        """
         spec, size = self.codec.spec, self.codec.manifest.size
-        if spec.rotation:
-            travelled = unrotate(travelled, self.codec.rotation_key(), spec.kept(size))
-        if spec.selection not in (Selection.RANDOM, Selection.BLOCKS):
-            return travelled
-        support = self.codec.support()
-        out: FloatVector = np.zeros(size, np.float32)
-        # Error feedback sends later what a support leaves out; without it the mean over the seeds must be right now.
-        out[support.places] = travelled if spec.feedback else travelled * support.scale
-        return out
+        if spec.shares_support:
+            whole: FloatVector = np.zeros(spec.turned(size), np.float32)
+            whole[self.codec.support().places] = travelled
+            travelled = whole
+        return unrotate(travelled, self.codec.rotation_key(), size) if spec.rotation else travelled
 
 
 class MeanReader:

@@ -1,6 +1,5 @@
 """From a job and a cohort to a plan that can hold. What cannot hold is refused, and the message names the number."""
 
-from fl_core.codec.packing import packed_bytes
 from fl_core.codec.spec import BITS, CodecSpec, smallest_ring
 from fl_core.codec.tensors import TensorManifest
 from fl_core.codec.update_codec import UpdateCodec
@@ -14,6 +13,7 @@ from fl_core.rounds.plan import Aggregation, JobId, RosterEntry, RoundPlan, Serv
 from fl_core.rounds.privacy_choice import Draw
 from fl_core.rounds.privacy_terms import PrivacyTerms, private_coordinates
 from fl_core.rounds.private_codec import PrivateCodec
+from fl_core.rounds.uploads import largest_upload
 from fl_core.secagg.context import SMALLEST_COHORT
 from fl_core.secagg.profiles import (
     GraphKind,
@@ -281,12 +281,12 @@ def codec_of(plan: RoundPlan) -> UpdateCodec:
 
 
 def upload_bytes(plan: RoundPlan) -> int:
-    """Payload of one upload: the packed vector, or its ciphertexts."""
+    """Payload of one upload: the packed vector, or its ciphertexts; of a plain one the most that it can be."""
     if plan.aggregation is Aggregation.PAILLIER:
         from fl_core.rounds.encryption import encrypted_context
 
         return encrypted_context(plan).upload_bytes
-    return packed_bytes(plan.length, plan.codec.ring_bits)
+    return largest_upload(plan)
 
 
 def bytes_up_per_site(plan: RoundPlan) -> int:

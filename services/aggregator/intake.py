@@ -144,7 +144,7 @@ class UploadIntake:
     ) -> AbstractAsyncContextManager[tuple[PartialUpload, object]]:
         if header.first_byte:
             return self._partial.again(key, header.stream, header.first_byte)
-        return self._partial.new(key, _open_reader(plan, header.stream))
+        return self._partial.new(key, _open_upload(plan, header.stream))
 
     async def _compare(
         self,
@@ -153,7 +153,7 @@ class UploadIntake:
         requests: AsyncIterator[aggregator_pb2.UpdateParametersRequest],
         received: "_Tally",
     ) -> bytes:
-        reader, index = _open_reader(session.plan, header.stream), header.index
+        reader, index = _open_upload(session.plan, header.stream), header.index
         sha256 = await self._receive(reader, _ignore, requests, received, lambda: session.check_may_upload(index))
         session.check_same(index, sha256)
         return sha256
@@ -270,6 +270,13 @@ def _check_model(plan: RoundPlan, header: aggregator_pb2.UpdateHeader) -> None:
             got=header.model_version,
             fix="train from the version of the plan",
         )
+
+
+def _open_upload(plan: RoundPlan, header: tensors_pb2.StreamHeader) -> ChunkReader:
+    if plan.aggregation is not Aggregation.PLAIN:
+        return _open_reader(plan, header)
+    # What a plain upload needs depends on the update.
+    return ChunkReader(header, max_bytes=upload_bytes(plan), expected_chunk_bytes=plan.chunk_bytes)
 
 
 def _open_reader(plan: RoundPlan, header: tensors_pb2.StreamHeader) -> ChunkReader:

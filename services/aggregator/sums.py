@@ -12,6 +12,7 @@ from fl_core.crypto.mask_prg import MASK_KEY_BYTES, RingVector, lane_dtype
 from fl_core.errors import BadAggregate, CodecError, LocalProtocolError, NotEnough, RemoteProtocolError
 from fl_core.rounds.plan import Aggregation, RoundPlan
 from fl_core.rounds.planner import private_codec_of
+from fl_core.rounds.uploads import plain_vector
 from fl_core.secagg.masked_sum import AwaitingMask, CollectingMaskedInputs
 from fl_core.secagg.messages import MaskedInput
 from services.runtime.staging import StagedStream, read_vector
@@ -141,7 +142,7 @@ class PlainSum:
 
     def take(self, index: int, staged: StagedStream, sha256: bytes) -> None:  # noqa: ARG002 - nothing was signed
         """See `RunningSum`."""
-        self.add(index, read_vector(staged, self._plan.length, self._plan.codec.ring_bits))
+        self.add(index, plain_vector(self._plan, staged.read_all()))
 
     def add(self, index: int, vector: RingVector) -> None:
         """Check and add one upload."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import IO, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from fl_core.codec.packing import packed_bytes, unpack, unpack_blocks
 from fl_core.crypto.mask_prg import RingVector, lane_dtype
@@ -24,6 +25,13 @@ class StagedStream(Protocol):
 
     async def write(self, data: bytes | memoryview) -> None:
         """Append the next bytes."""
+
+    def read_all(self) -> npt.NDArray[np.uint8]:
+        """All bytes that were written, as a view of them where they are in memory.
+
+        Raises:
+            StorageError: the disk failed.
+        """
 
     def read_blocks(self, length: int, ring_bits: int) -> Iterator[RingVector]:
         """The packed vector that was written, in order, in parts of at most `BLOCK` coordinates, in the ring's lane.
@@ -101,6 +109,9 @@ class _InMemory:
         self._buffer[self._written : end] = np.frombuffer(data, np.uint8)
         self._written = end
 
+    def read_all(self) -> npt.NDArray[np.uint8]:
+        return self._buffer[: self._written]
+
     def read_blocks(self, length: int, ring_bits: int) -> Iterator[RingVector]:
         for _, block in unpack_blocks(self._buffer[: self._written], length, ring_bits, BLOCK):
             yield block
@@ -118,6 +129,13 @@ class _OnDisk:
     def _write(self, data: bytes | memoryview) -> None:
         try:
             self._file.write(data)
+        except OSError as error:
+            raise _disk_error(error) from error
+
+    def read_all(self) -> npt.NDArray[np.uint8]:
+        try:
+            self._file.seek(0)
+            return np.frombuffer(self._file.read(), np.uint8)
         except OSError as error:
             raise _disk_error(error) from error
 

@@ -30,6 +30,7 @@ from fl_core.rounds.plan import (
     RoundPlan,
     ServiceEndpoint,
 )
+from fl_core.rounds.uploads import plain_vector
 from fl_core.secagg.exchange import CollectingAdvertisements
 from fl_core.secagg.inclusion import UploadTree
 from fl_core.secagg.messages import KeyDirectory, SurvivorSet
@@ -218,10 +219,7 @@ class ScriptedAggregator(aggregator_pb2_grpc.AggregatorServiceServicer):
     async def wait_for(self, plan: RoundPlan, count: int) -> dict[int, Array]:
         async with asyncio.timeout(20), self.changed:
             await self.changed.wait_for(lambda: len(self.uploads[plan.session_id]) >= count)
-        return {
-            index: unpack(payload, plan.length, plan.codec.ring_bits)
-            for index, payload in self.uploads[plan.session_id].items()
-        }
+        return {index: _vector(plan, payload) for index, payload in self.uploads[plan.session_id].items()}
 
 
 class ScriptedKeyServer(keyserver_pb2_grpc.KeyServerServiceServicer):
@@ -422,3 +420,9 @@ def expected_upload_bytes(plan: RoundPlan) -> int:
 
 def _sha(payload: bytes) -> bytes:
     return hashlib.sha256(payload).digest()
+
+
+def _vector(plan: RoundPlan, payload: bytes) -> Array:
+    if plan.aggregation is Aggregation.PLAIN:
+        return plain_vector(plan, payload)
+    return unpack(payload, plan.length, plan.codec.ring_bits)

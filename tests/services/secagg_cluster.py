@@ -29,6 +29,7 @@ from fl_core.rounds.plan import (
     RoundPlan,
     ServiceEndpoint,
 )
+from fl_core.rounds.uploads import upload_payload
 from fl_core.secagg.client import AwaitingSurvivors, advertise
 from fl_core.secagg.inclusion import UploadTree, check_included
 from fl_core.secagg.transcript import frozen_body, sign_part
@@ -296,7 +297,7 @@ class FakeSite:
         """The upload; `changes` are those of `upload_requests`."""
         if payload is None:
             vector = self.plain if self.masked is None else self.masked
-            payload = pack(vector, self.plan.codec.ring_bits)
+            payload = upload_payload(self.plan, vector)
         for _ in range(5):
             requests = upload_requests(self.plan, self.index, payload, **changes)
             try:

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from secagg_cluster import Cluster, FakeSite, digest, plain_sum, plain_vector, running_cluster, upload_requests
 
-from fl_core.codec.packing import pack
 from fl_core.errors import (
     CodecError,
     Overloaded,
@@ -23,6 +22,7 @@ from fl_core.errors import (
     UnknownSession,
 )
 from fl_core.rounds.plan import RoundPlan
+from fl_core.rounds.uploads import upload_payload
 from fl_core.transport.errors import rpc_errors
 from fl_core.transport.identity import Role
 from fl_core.wire.v1 import aggregator_pb2, round_pb2, tensors_pb2
@@ -49,7 +49,7 @@ async def assert_sum_of(cluster: Cluster, plan: RoundPlan, indices: list[int]) -
 
 
 def payload_of(site: FakeSite) -> Any:
-    return pack(site.plain, site.plan.codec.ring_bits)
+    return upload_payload(site.plan, site.plain)
 
 
 async def test_an_upload_is_acknowledged_with_its_digest(cluster: Cluster) -> None:
@@ -110,7 +110,7 @@ async def test_a_different_second_upload_is_refused_and_changes_nothing(cluster:
     plan, sites = await opened(cluster)
     await asyncio.gather(*(site.upload() for site in sites))
     with pytest.raises(RemoteProtocolError, match="something else before"):
-        await sites[0].upload(pack(plain_vector(plan, 1), plan.codec.ring_bits))
+        await sites[0].upload(upload_payload(plan, plain_vector(plan, 1)))
     assert (await sites[0].upload_state()).state == aggregator_pb2.UPLOAD_STATE_ACCEPTED
     await assert_sum_of(cluster, plan, [0, 1, 2, 3, 4])
 
@@ -139,12 +139,12 @@ async def test_an_upload_that_is_in_flight_at_the_freezing_is_refused(cluster: C
 @pytest.mark.parametrize(
     ("changes", "error", "says"),
     [
-        ({"total_bytes": 2003}, StreamError, "wrong size: expected 2004 bytes, got 2003"),
+        ({"total_bytes": 1006}, StreamError, "too large: expected up to 1005 bytes, got 1006"),
         ({"total_bytes": 1 << 40}, StreamError, "too large"),
         ({"chunk_bytes": 128}, StreamError, "chunks have the wrong size"),
         ({"model_version": 6}, StaleMessage, "another version of the model: expected 7, got 6"),
-        ({"trailer": tensors_pb2.StreamTrailer(chunk_count=8, sha256=bytes(32))}, StreamError, "digest"),
-        ({"trailer": tensors_pb2.StreamTrailer(chunk_count=7, sha256=bytes(32))}, StreamError, "counts other chunks"),
+        ({"trailer": tensors_pb2.StreamTrailer(chunk_count=4, sha256=bytes(32))}, StreamError, "digest"),
+        ({"trailer": tensors_pb2.StreamTrailer(chunk_count=3, sha256=bytes(32))}, StreamError, "counts other chunks"),
     ],
 )
 async def test_an_upload_of_the_wrong_form_is_refused_for_good(
@@ -166,11 +166,11 @@ async def test_an_upload_of_the_wrong_form_is_refused_for_good(
 
 async def test_an_upload_of_another_model_is_refused(cluster: Cluster) -> None:
     _, sites = await opened(cluster)
-    with pytest.raises(StreamError, match="expected up to 2004 bytes, got 2006"):
+    with pytest.raises(StreamError, match="expected up to 1005 bytes, got 2006"):
         await sites[0].upload(bytes(2006))
 
 
-@pytest.mark.parametrize(("place", "value"), [(0, 0), (0, 201), (1, 2), (1, 0), (500, 256), (1001, 65535)])
+@pytest.mark.parametrize(("place", "value"), [(0, 0), (0, 201), (1, 2), (1, 0)])
 async def test_a_plain_update_that_is_impossible_is_refused_and_the_others_go_on(
     cluster: Cluster, place: int, value: int
 ) -> None:
@@ -179,7 +179,7 @@ async def test_a_plain_update_that_is_impossible_is_refused_and_the_others_go_on
     vector[place] = value
     await asyncio.gather(*(site.upload() for site in sites[:4]))
     with pytest.raises(CodecError):
-        await sites[4].upload(pack(vector, plan.codec.ring_bits))
+        await sites[4].upload(upload_payload(plan, vector))
     assert (await sites[4].upload_state()).state == aggregator_pb2.UPLOAD_STATE_REFUSED
     await assert_sum_of(cluster, plan, [0, 1, 2, 3])
 
