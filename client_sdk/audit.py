@@ -12,7 +12,8 @@ from fl_core.secagg.messages import RingVector
 def record_plain_update(folder: Path, plan: RoundPlan, index: int, vector: RingVector) -> Path:
     """Write the coordinates of one upload as `<session_id>-<index>.npz`, whole or not at all.
 
-    The file has `vector` (plan.length,) in the lane of ring_bits, and the numbers `round_id`, `attempt` and `index`.
+    The file has `vector` (plan.length,) in the lane of the ring, and the numbers `round_id`, `attempt`, `index` and
+    `ring_bits`.
 
     Returns:
         The path of the file.
@@ -25,7 +26,14 @@ def record_plain_update(folder: Path, plan: RoundPlan, index: int, vector: RingV
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with partial.open("wb") as file:
-            np.savez(file, vector=vector, round_id=plan.round_id, attempt=plan.attempt, index=index)
+            np.savez(
+                file,
+                vector=vector,
+                round_id=plan.round_id,
+                attempt=plan.attempt,
+                index=index,
+                ring_bits=plan.codec.ring_bits,
+            )
         partial.replace(path)
     except OSError as error:
         raise StorageError(f"the plain update {path} cannot be written", got=error.strerror) from error

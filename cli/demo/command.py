@@ -26,6 +26,10 @@ def demo(
         int | None,
         typer.Option("--kill", help="How many sites are killed in round 3; 3 if the cohort can lose so many.", min=0),
     ] = None,
+    codec: Annotated[
+        str | None,
+        typer.Option("--codec", help="A codec by its name, such as int8 or sparse-1pct-int8.", show_default=False),
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of data split, model, training and victims.")] = 1,
     workdir: Annotated[
         Path | None,
@@ -58,6 +62,7 @@ def demo(
         kill=min(3, most_kills(sites)) if kill is None else kill,
         seed=seed,
         record=record,
+        codec=codec,
     )
     result = _run(options)
     path = _draw(result, plot or options.workdir / "curves.png")

@@ -26,27 +26,27 @@ def plain_sum_sha256(vectors: Sequence[RingVector], ring_bits: int) -> str:
     return hashlib.sha256(pack(ring, ring_bits).tobytes()).hexdigest()
 
 
-def is_exact(report: RoundReport, sites_folder: Path, ring_bits: int) -> bool:
+def is_exact(report: RoundReport, sites_folder: Path) -> bool:
     """Whether the aggregate of a committed round is the plain sum of what its survivors recorded.
 
     Args:
         report: of the committed round.
         sites_folder: holds `CLIENT_ID/plain-updates/` of every site.
-        ring_bits: of the job's codec.
 
     Raises:
         StorageError: a survivor recorded nothing for this attempt.
     """
-    vectors = [_recorded(sites_folder / client_id / PLAIN_UPDATES, report) for client_id in report.survivors]
-    return plain_sum_sha256(vectors, ring_bits) == report.aggregate_sha256.hex()
+    records = [_recorded(sites_folder / client_id / PLAIN_UPDATES, report) for client_id in report.survivors]
+    _, ring_bits = records[0]
+    return plain_sum_sha256([vector for vector, _ in records], ring_bits) == report.aggregate_sha256.hex()
 
 
-def _recorded(folder: Path, report: RoundReport) -> RingVector:
+def _recorded(folder: Path, report: RoundReport) -> tuple[RingVector, int]:
     for path in sorted(folder.glob("*.npz")):
         with np.load(path, allow_pickle=False) as record:
             if (int(record["round_id"]), int(record["attempt"])) == (report.round_id, report.attempt):
                 vector: RingVector = record["vector"]
-                return vector
+                return vector, int(record["ring_bits"])
     raise StorageError(
         f"a survivor recorded no update of round {report.round_id}, attempt {report.attempt}", got=str(folder)
     )

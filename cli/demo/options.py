@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fl_core.codec.presets import PRESETS
 from fl_core.errors import ConfigError
 from fl_core.rounds.plan import Aggregation, Scalar
 from fl_core.secagg.profiles import default_threshold
@@ -21,6 +22,8 @@ MAX_WEIGHT = 1500
 """More than all digits together, so that any split fits."""
 CHUNK_BYTES = 2048
 """Small, so that the upload of a small model has a middle."""
+SMALL_CHUNK_BYTES = 64
+"""With a codec that a user names, which may leave very few bytes."""
 
 
 class KillPhase(StrEnum):
@@ -51,6 +54,7 @@ class DemoOptions:
         kill: how many sites are killed in round 3, or in the last round when there are fewer.
         seed: of data split, model, training and the choice of victims. Masks and rounding never depend on it.
         record: sites log their updates before masking, for the check of exactness.
+        codec: the name of a preset; a ring of 20 bits without rotation or selection when None.
 
     Raises:
         ConfigError: a number is out of range, or too many sites are killed for the threshold to hold.
@@ -63,6 +67,7 @@ class DemoOptions:
     kill: int = 3
     seed: int = 1
     record: bool = True
+    codec: str | None = None
 
     def __post_init__(self) -> None:
         if not MIN_SITES <= self.sites <= MAX_SITES:
@@ -75,6 +80,13 @@ class DemoOptions:
                 expected=f"0 to {most_kills(self.sites)} of {self.sites} sites, so that enough survive",
                 got=self.kill,
                 fix="lower --kill or raise --sites",
+            )
+        if self.codec is not None and self.codec not in PRESETS:
+            raise ConfigError("--codec is unknown", expected=" | ".join(PRESETS), got=self.codec)
+        if self.codec and self.aggregation is not Aggregation.PLAIN and not PRESETS[self.codec].is_maskable:
+            raise ConfigError(
+                f"the codec {self.codec} does not work under masks",
+                fix="say --aggregation plain, or take another codec",
             )
         if self.seed < 0:
             raise ConfigError("--seed is out of range", expected="0 or more", got=self.seed)
@@ -106,11 +118,11 @@ class DemoOptions:
             "name": "digits",
             "rounds": self.rounds,
             "aggregation": self.aggregation.value,
-            "codec": {"clip": 1.0, "ring_bits": RING_BITS},
+            "codec": {"clip": 1.0, "ring_bits": RING_BITS} if self.codec is None else {"preset": self.codec},
             # Sites that were killed stay away: later rounds must be content with the rest.
             "cohort": {"min": self.sites - self.kill, "max": self.sites},
             "max_weight": MAX_WEIGHT,
-            "chunk_bytes": CHUNK_BYTES,
+            "chunk_bytes": CHUNK_BYTES if self.codec is None else SMALL_CHUNK_BYTES,
             # The demo measures each model itself, on digits that no site has.
             "evaluate_every": 0,
             # Whoever is connected takes part; a wait for sites that are dead would not bring them back.

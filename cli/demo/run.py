@@ -11,7 +11,7 @@ from cli.demo.digits import DigitSet, load_digit_sets, split_unevenly
 from cli.demo.events import training_seconds
 from cli.demo.exactness import is_exact
 from cli.demo.network import build_network
-from cli.demo.options import RING_BITS, DemoOptions
+from cli.demo.options import DemoOptions
 from cli.demo.result import DemoResult
 from cli.demo.sites import SiteProcesses, halt_options
 from cli.demo.view import DemoView
@@ -121,7 +121,7 @@ class Demo:
         self.view.step("comparing every aggregate with the plain sum of its survivors' updates")
         committed = [report for report in history.reports if is_committed(report)]
         folder = self.options.workdir.resolve() / "sites"
-        exact = all(is_exact(report, folder, RING_BITS) for report in committed) if self.options.record else None
+        exact = all(is_exact(report, folder) for report in committed) if self.options.record else None
         victims = self.options.victims()
         return DemoResult(
             workdir=self.options.workdir,

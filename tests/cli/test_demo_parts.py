@@ -132,16 +132,18 @@ def test_a_line_that_is_no_event_is_passed_over() -> None:
 def record(folder: Path, client_id: str, vector: list[int], attempt: int = 1) -> None:
     plain = folder / client_id / "plain-updates"
     plain.mkdir(parents=True, exist_ok=True)
-    np.savez(plain / f"{attempt}.npz", vector=np.array(vector, np.uint32), round_id=1, attempt=attempt, index=0)
+    np.savez(
+        plain / f"{attempt}.npz", vector=np.array(vector, np.uint32), round_id=1, attempt=attempt, index=0, ring_bits=20
+    )
 
 
 def test_one_changed_coordinate_is_not_exact(tmp_path: Path) -> None:
     record(tmp_path, "a", [1, 2, (1 << 20) - 1])
     record(tmp_path, "b", [10, 20, 2])
     digest = bytes.fromhex(plain_sum_sha256([np.array([11, 22, 1], np.uint32)], 20))
-    assert is_exact(committed_round(1, ("a", "b"), digest), tmp_path, 20)
+    assert is_exact(committed_round(1, ("a", "b"), digest), tmp_path)
     record(tmp_path, "b", [10, 21, 2])
-    assert not is_exact(committed_round(1, ("a", "b"), digest), tmp_path, 20)
+    assert not is_exact(committed_round(1, ("a", "b"), digest), tmp_path)
 
 
 def test_the_digest_is_that_of_the_packed_sum() -> None:
@@ -155,7 +157,7 @@ def test_the_digest_is_that_of_the_packed_sum() -> None:
 def test_a_survivor_without_a_record_is_an_error_and_no_agreement(tmp_path: Path) -> None:
     record(tmp_path, "a", [1, 2, 3], attempt=2)
     with pytest.raises(StorageError, match="recorded no update"):
-        is_exact(committed_round(1, ("a",)), tmp_path, 20)
+        is_exact(committed_round(1, ("a",)), tmp_path)
 
 
 def test_the_json_object_has_exactly_the_promised_keys(tmp_path: Path) -> None:
@@ -181,3 +183,12 @@ def test_the_summary_says_who_was_killed_and_what_holds(tmp_path: Path) -> None:
 def test_the_picture_is_a_png(tmp_path: Path) -> None:
     path = draw(a_result(tmp_path), tmp_path / "deep" / "curves.png")
     assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_codec_is_one_that_exists_and_fits_the_aggregation(tmp_path: Path) -> None:
+    assert DemoOptions(tmp_path, codec="int8").job()["codec"] == {"preset": "int8"}
+    with pytest.raises(ConfigError, match="int8"):
+        DemoOptions(tmp_path, codec="int9")
+    with pytest.raises(ConfigError, match="--aggregation plain"):
+        DemoOptions(tmp_path, codec="one-bit")
+    DemoOptions(tmp_path, codec="one-bit", aggregation=Aggregation.PLAIN)
