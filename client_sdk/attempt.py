@@ -151,7 +151,7 @@ async def _encode(plan: RoundPlan, index: int, update: TrainedUpdate, site: Work
     await _countersign(plan, update, site)
     codec = private_codec_of(plan) or codec_of(plan)
     weight = update.num_samples if plan.privacy is None else 1
-    encode = partial(site.feedback.encode, plan) if plan.codec.feedback else codec.encode
+    encode = partial(site.feedback.encode, plan) if plan.codec.feedback and plan.privacy is None else codec.encode
     vector = await asyncio.to_thread(encode, update.update, weight, os.urandom)
     tell(site.observer.encoded, plan, index, vector)
     if site.record_plain_updates is not None:

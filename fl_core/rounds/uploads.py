@@ -1,12 +1,17 @@
-"""An upload as bytes: packed in the ring where masks hide it, and in the shortest form where nothing does."""
+"""An upload as bytes: packed in the ring where masks or noise ask for it, in the shortest form where nothing does."""
 
 import numpy as np
 import numpy.typing as npt
 
-from fl_core.codec.packing import Buffer, pack, packed_bytes
+from fl_core.codec.packing import Buffer, pack, packed_bytes, unpack
 from fl_core.codec.plain_payload import largest_payload, read_payload, write_payload
 from fl_core.crypto.mask_prg import RingVector
 from fl_core.rounds.plan import Aggregation, RoundPlan
+
+
+def varies_in_size(plan: RoundPlan) -> bool:
+    """Whether the bytes of an upload depend on the update: where its levels are seen, and are those of the codec."""
+    return plan.aggregation is Aggregation.PLAIN and plan.privacy is None
 
 
 def upload_payload(plan: RoundPlan, vector: RingVector) -> npt.NDArray[np.uint8]:
@@ -19,7 +24,7 @@ def upload_payload(plan: RoundPlan, vector: RingVector) -> npt.NDArray[np.uint8]
     Raises:
         CodecError: a coordinate does not fit.
     """
-    if plan.aggregation is Aggregation.PLAIN:
+    if varies_in_size(plan):
         return write_payload(plan.codec, plan.max_weight, vector)
     return pack(vector, plan.codec.ring_bits)
 
@@ -30,11 +35,13 @@ def plain_vector(plan: RoundPlan, payload: Buffer) -> RingVector:
     Raises:
         CodecError: it is no upload of this plan.
     """
-    return read_payload(plan.codec, plan.manifest.size, plan.max_weight, payload)
+    if varies_in_size(plan):
+        return read_payload(plan.codec, plan.manifest.size, plan.max_weight, payload)
+    return unpack(payload, plan.length, plan.codec.ring_bits)
 
 
 def largest_upload(plan: RoundPlan) -> int:
-    """Most bytes of an upload that is masked or plain; under masks every upload has so many."""
-    if plan.aggregation is Aggregation.PLAIN:
+    """Most bytes of an upload that is masked or plain."""
+    if varies_in_size(plan):
         return largest_payload(plan.codec, plan.manifest.size, plan.max_weight)
     return packed_bytes(plan.length, plan.codec.ring_bits)

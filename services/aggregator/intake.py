@@ -9,6 +9,7 @@ from fl_core.errors import BadSignature, CodecError, IdentityError, StaleMessage
 from fl_core.rounds.machine import DropoutReason
 from fl_core.rounds.plan import Aggregation, RoundPlan
 from fl_core.rounds.planner import upload_bytes
+from fl_core.rounds.uploads import varies_in_size
 from fl_core.transport.identity import TrustStore
 from fl_core.wire.chunks import ChunkReader
 from fl_core.wire.v1 import aggregator_pb2, tensors_pb2
@@ -273,9 +274,8 @@ def _check_model(plan: RoundPlan, header: aggregator_pb2.UpdateHeader) -> None:
 
 
 def _open_upload(plan: RoundPlan, header: tensors_pb2.StreamHeader) -> ChunkReader:
-    if plan.aggregation is not Aggregation.PLAIN:
+    if not varies_in_size(plan):
         return _open_reader(plan, header)
-    # What a plain upload needs depends on the update.
     return ChunkReader(header, max_bytes=upload_bytes(plan), expected_chunk_bytes=plan.chunk_bytes)
 
 
