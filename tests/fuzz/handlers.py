@@ -46,6 +46,8 @@ from tests.fuzz.seeds import messages_by_name
 
 PATIENCE_S = 0.03
 """What a handler may wait for the rest of the world, which never comes."""
+LEASE_S = 3600.0
+"""Between two calls nobody keeps the lease."""
 MOST_RESPONSES = 8
 CALLS_PER_SESSION = 200
 MANIFEST = TensorManifest((TensorSpec("weight", "float32", (40,)),))
@@ -106,7 +108,11 @@ class Bench:
         self._calls = 0
         self._attempt = 1
         self._job_id = JobId("")
-        self._services = self._loop.run_until_complete(self._start())
+        self._services: dict[str, Any] = {}
+        self._is_ready, self._is_over = asyncio.Event(), asyncio.Event()
+        # One task opens and closes everything, as asyncio's groups of tasks ask for.
+        self._life = self._loop.create_task(self._live())
+        self._loop.run_until_complete(self._begun())
         self._job_id = self._loop.run_until_complete(self._submit())
         atexit.register(self.close)
 
@@ -228,12 +234,25 @@ class Bench:
             with suppress(AttributeError, TypeError):
                 getattr(message, field.name).CopyFrom(self._seeds[name])
 
+    async def _live(self) -> None:
+        async with self._room:
+            self._services = await self._start()
+            self._is_ready.set()
+            await self._is_over.wait()
+
+    async def _begun(self) -> None:
+        ready = asyncio.create_task(self._is_ready.wait())
+        await asyncio.wait({ready, self._life}, return_when=asyncio.FIRST_COMPLETED)
+        if self._life.done():
+            ready.cancel()
+            self._life.result()
+
     async def _start(self) -> dict[str, Any]:
         live = {role: LiveCredentials(self._credentials(role, NAMES[role])) for role in NAMES}
         adding = self._settings(AggregatorSettings, Role.AGGREGATOR, coordinator="127.0.0.1:1")
         keys = self._settings(KeyServerSettings, Role.KEYSERVER)
         steering = self._settings(
-            CoordinatorSettings, Role.COORDINATOR, aggregator="127.0.0.1:1", keyserver="127.0.0.1:1"
+            CoordinatorSettings, Role.COORDINATOR, aggregator="127.0.0.1:1", keyserver="127.0.0.1:1", lease_s=LEASE_S
         )
         journal = await UnmaskJournal.open(keys.journal_url)
         self._room.push_async_callback(journal.close)
@@ -243,6 +262,8 @@ class Bench:
         exchange = keyserver.KeyServerService(keys, live[Role.KEYSERVER], journal)
         self._room.push_async_callback(exchange.close)
         driver = make_driver(steering, resources)
+        leading = resources.leadership.driving(_nothing, lambda _error: None)
+        await self._room.enter_async_context(leading)
         return {
             "aggregator": sums,
             "keyserver": exchange,
@@ -257,7 +278,8 @@ class Bench:
         return JobId(answer.job_id)
 
     async def _stop(self) -> None:
-        await self._room.aclose()
+        self._is_over.set()
+        await self._life
         await self._loop.shutdown_default_executor()
 
     async def _open_sessions(self) -> None:
@@ -370,6 +392,11 @@ def _disturb(messages: list[Message], choices: Choices) -> None:
             changed.CopyFrom(messages[place])
             mutate(changed, choices)
             messages[place] = changed
+
+
+async def _nothing() -> None:
+    """Drives no rounds, for as long as it is left to."""
+    await asyncio.Event().wait()
 
 
 async def _stream(messages: list[Message]) -> AsyncIterator[Message]:
