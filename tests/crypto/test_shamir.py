@@ -1,12 +1,16 @@
 """Secret sharing against Python's integers: the twin below is the definition that the kernels must equal."""
 
+import json
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from itertools import combinations
+from operator import mul
+from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,6 +34,7 @@ from fl_core.crypto.shamir import (
 from fl_core.errors import BadShares, CryptoError
 from fl_core.simulation.entropy import seeded_entropy
 
+VECTOR: dict[str, Any] = json.loads((Path(__file__).parents[1] / "vectors" / "primitives.json").read_text())["shamir"]
 KERNELS = (kernels_shamir, kernels_shamir_numpy)
 elements = st.one_of(st.integers(0, PRIME - 1), st.sampled_from([0, 1, 2, PRIME - 1, PRIME - 2, PRIME // 2]))
 
@@ -109,6 +114,18 @@ def test_sets_of_holders_must_be_equally_large_and_fit_the_shares() -> None:
         lagrange_each([[1, 2], [3, 3]])
     with pytest.raises(CryptoError, match="do not fit"):
         combine_each(lagrange_each([[1, 2]]), np.zeros((2, 2, 5), np.uint64))
+
+
+@pytest.mark.parametrize("chosen", list(combinations(range(5), 3)))
+def test_coefficients_rebuild_the_vector_of_another_implementation(chosen: tuple[int, ...]) -> None:
+    """Their field is another one, so that each coefficient is read as the fraction that it is: over 24 at most here."""
+    prime, limbs = VECTOR["prime"], []
+    numerators = [24 * coefficient % PRIME for coefficient in lagrange_at_zero(chosen).tolist()]
+    fractions = [(number - PRIME if number > PRIME // 2 else number) * pow(24, -1, prime) for number in numerators]
+    for limb in range(2):
+        values = [int(VECTOR["shares"][index][8 * limb : 8 * limb + 8], 16) for index in chosen]
+        limbs.append(sum(map(mul, fractions, values)) % prime)
+    assert limbs == VECTOR["limbs"]
 
 
 def test_a_small_cohort_does_not_load_numba() -> None:
