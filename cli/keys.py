@@ -10,11 +10,17 @@ from cli.output import JsonOption, print_json
 from fl_core.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from fl_core.crypto.paillier.key_files import UnlockSecret
     from fl_core.crypto.paillier.keys import PublicKey
+    from fl_core.transport.authority import CertificateAuthority
+    from fl_core.transport.identity import Identity
 
 PASSPHRASE_VARIABLE = "TACIT_PAILLIER_PASSPHRASE"  # noqa: S105 - the name of a variable, not a passphrase
 DEFAULT_BITS = 2048
+DEALING_NAME = "dealing.json"
+SHARE_FORMAT = "tacit-paillier-share/1"
 
 keys_app = typer.Typer(help="The Paillier key of encrypted jobs, sealed at rest.", no_args_is_help=True)
 
@@ -60,6 +66,103 @@ def rotate(
 def show(key: KeyArgument, unlock_file: UnlockOption = None, json: JsonOption = False) -> None:
     """Open a key and say which one it is; its primes are not shown."""
     _report(json, "opened", key, read_key(key, _unlock(unlock_file, is_new=False)))
+
+
+@keys_app.command()
+def deal(
+    decryptor: Annotated[
+        list[str],
+        typer.Option(
+            "--decryptor", help="ID=HOST:PORT of a key server that gets a share; one for each.", metavar="ID=HOST:PORT"
+        ),
+    ],
+    threshold: Annotated[int, typer.Option("--threshold", min=2, help="How many of them decrypt together.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the dealing and the shares.")],
+    ca: Annotated[Path, typer.Option("--ca", help="Folder of the federation CA.", show_default=True)] = Path("ca"),
+    bits: BitsOption = DEFAULT_BITS,
+    json: JsonOption = False,
+) -> None:
+    """Make a key that nobody holds, and share it out: beside the CA, offline.
+
+    dealing.json goes to every key server, ID.share to the one that it names. Each share is sealed to the certificate
+    of its decryptor; the primes are not kept.
+    """
+    from cli.pki import open_authority
+
+    key = write_dealing(open_authority(ca), dict(_named(one) for one in decryptor), threshold, bits, out)
+    _report(json, "dealt", out / DEALING_NAME, key)
+
+
+def write_dealing(
+    authority: "CertificateAuthority", addresses: "Mapping[str, str]", threshold: int, bits: int, out: Path
+) -> "PublicKey":
+    """Deal a key and write what comes of it.
+
+    Args:
+        authority: the federation CA, which knows and signs the decryptors.
+        addresses: host:port of each decryptor, by its id.
+        threshold: how many decrypt together.
+        bits: of the modulus.
+        out: folder for `dealing.json` and one `ID.share` for each.
+
+    Raises:
+        ConfigError: a decryptor has no valid certificate of a key server, or a file cannot be written.
+        CryptoError: the threshold is out of range.
+    """
+    from json import dumps
+
+    from fl_core.crypto.paillier.keys import KEY_BITS
+    from fl_core.crypto.paillier.threshold import generate_shared_key
+    from fl_core.crypto.sealed_box import seal_to
+    from fl_core.encrypted.dealing import Dealing, Decryptor, dealing_message
+    from fl_core.transport.authority import write_atomically
+
+    if bits not in KEY_BITS:
+        raise ConfigError(
+            "the size of a Paillier key is not offered", expected=" | ".join(map(str, KEY_BITS)), got=bits
+        )
+    identities = [_keyserver_of(authority, name) for name in addresses]
+    shared, shares = generate_shared_key(bits, threshold, len(identities), os.urandom)
+    decryptors = tuple(Decryptor(one.id, addresses[one.id], one.certificate_sha256) for one in identities)
+    dealing = Dealing(shared, decryptors)
+    raw = dealing.to_bytes()
+    signature = authority.signer().sign(dealing_message(raw))
+    out.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for identity, share in zip(identities, shares, strict=True):
+        secret = int(share.secret).to_bytes(shared.share_bits // 8, "big")
+        sealed = seal_to(authority.certificate_der(identity), secret, dealing.share_context(share.index))
+        content = {"format": SHARE_FORMAT, "index": share.index, "sealed": sealed.hex()}
+        write_atomically(out / f"{identity.id}.share", dumps(content).encode())
+    write_atomically(out / DEALING_NAME, dumps({"dealing": raw.decode(), "signature": signature.hex()}).encode())
+    return shared.public_key
+
+
+def _named(option: str) -> tuple[str, str]:
+    name, found, address = option.partition("=")
+    if not (found and name and address):
+        raise ConfigError("a decryptor cannot be read", expected="ID=HOST:PORT", got=option)
+    return name, address
+
+
+def _keyserver_of(authority: "CertificateAuthority", name: str) -> "Identity":
+    from datetime import UTC, datetime
+
+    from fl_core.transport.identity import Role
+
+    valid = [
+        issued.identity
+        for issued in authority.issued()
+        if issued.identity.role is Role.KEYSERVER
+        and issued.identity.id == name
+        and issued.status(datetime.now(UTC)) == "valid"
+    ]
+    if not valid:
+        raise ConfigError(
+            f"{name!r} has no valid certificate of a key server",
+            expected="a certificate of this CA in that role",
+            fix=f"tacit pki issue keyserver {name}",
+        )
+    return valid[-1]
 
 
 def write_new_key(path: Path, bits: int, unlock: "UnlockSecret") -> "PublicKey":

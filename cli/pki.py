@@ -63,7 +63,7 @@ def issue(
     """
     granted = _role(role)
     folder = out or Path(f"{granted.value}-{subject_id}")
-    files = _open(ca).issue(granted, subject_id, folder, days=days)
+    files = open_authority(ca).issue(granted, subject_id, folder, days=days)
     result = {
         **_describe(_identity(files.certificate)),
         "certificate": str(files.certificate),
@@ -114,7 +114,7 @@ def sign(
     target = out or request.with_name("certificate.pem")
     if target.exists():
         raise ConfigError(f"{target} exists and is not overwritten", fix="choose another file with --out")
-    certificate = _open(ca).sign(_read(request), role=granted, subject_id=subject_id, days=days)
+    certificate = open_authority(ca).sign(_read(request), role=granted, subject_id=subject_id, days=days)
     write_atomically(target, certificate)
     result = {**_describe(_identity(target)), "certificate": str(target)}
     _report(json, result, f"Signed {granted.value}/{subject_id}: send {target} and {ca / 'ca.pem'} back.")
@@ -136,7 +136,7 @@ def revoke(
     """
     if refresh == (certificate is not None):
         raise ConfigError("nothing to do", expected="either a certificate or --refresh")
-    authority = _open(ca)
+    authority = open_authority(ca)
     if certificate is None:
         authority.refresh_revocations()
         _report(json, {"crl": str(authority.crl_path), "revoked": []}, f"Renewed {authority.crl_path}.")
@@ -219,7 +219,8 @@ def _serials(authority: "CertificateAuthority", text: str) -> list[int]:
     return meant
 
 
-def _open(folder: Path) -> "CertificateAuthority":
+def open_authority(folder: Path) -> "CertificateAuthority":
+    """The CA in a folder; its passphrase is asked for when it has one."""
     from fl_core.transport.authority import CertificateAuthority, is_encrypted
 
     passphrase = os.environ.get(PASSPHRASE_VARIABLE)

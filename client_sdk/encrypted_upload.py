@@ -38,7 +38,7 @@ async def encrypt_upload(
         BadSignature: the key server does not stand for the key of the plan.
         PlanError, BadKey: the key is none that this site encrypts under.
     """
-    check_endorsement(plan, keyserver_certificate_der)
+    check_endorsement(plan, keyserver_certificate_der, credentials.trust)
     context = await asyncio.to_thread(encrypted_context, plan)
     encryption = await asyncio.to_thread(VectorEncryption.begin, context, os.urandom)
     parts = [range(first, min(first + PART, context.plaintexts)) for first in range(0, context.plaintexts, PART)]

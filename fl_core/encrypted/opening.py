@@ -25,6 +25,37 @@ class SeedOpener(Protocol):
         """Open a sealed seed; CryptoError when it is none of this attempt."""
 
 
+def check_declared(
+    context: EncryptedContext, statements: Sequence[UploadStatement], verifier: RosterVerifier
+) -> tuple[int, ...]:
+    """Check that enough sites declared in their own words what is in a sum.
+
+    Args:
+        context: of the attempt.
+        statements: of the sites in the sum, by ascending index.
+        verifier: knows the roster.
+
+    Returns:
+        The survivors.
+
+    Raises:
+        NotEnough: there are fewer sites than `min_survivors`.
+        RemoteProtocolError: a site stands twice, or out of order.
+        BadSignature: a statement is not of its site, or of another attempt.
+        IdentityError: a certificate is not the one of the roster.
+    """
+    survivors = tuple(statement.index for statement in statements)
+    if len(survivors) < context.min_survivors:
+        raise NotEnough(
+            "a sum of so few sites is not opened", expected=f">= {context.min_survivors}", got=len(survivors)
+        )
+    if list(survivors) != sorted(set(survivors)):
+        raise RemoteProtocolError("the survivors of a sum are not in order", expected="distinct, ascending")
+    for statement in statements:
+        check_statement(context, statement, verifier)
+    return survivors
+
+
 @dataclass(frozen=True, slots=True)
 class SumOpening:
     """The right to open one sum, once. The caller records that it is used before it uses it.
@@ -62,15 +93,7 @@ class SumOpening:
             IdentityError: a certificate is not the one of the roster.
             CryptoError: a seed was sealed for another attempt, site or key server.
         """
-        survivors = tuple(statement.index for statement in statements)
-        if len(survivors) < context.min_survivors:
-            raise NotEnough(
-                "a sum of so few sites is not opened", expected=f">= {context.min_survivors}", got=len(survivors)
-            )
-        if list(survivors) != sorted(set(survivors)):
-            raise RemoteProtocolError("the survivors of a sum are not in order", expected="distinct, ascending")
-        for statement in statements:
-            check_statement(context, statement, verifier)
+        survivors = check_declared(context, statements, verifier)
         seeds = (opener.open(stated.sealed_seed, context.seed_context(stated.index)) for stated in statements)
         return cls(context, survivors, tuple(seeds))
 

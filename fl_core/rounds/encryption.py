@@ -1,11 +1,22 @@
 """From a plan to the facts of an encrypted attempt. Importing this module needs gmpy2."""
 
+from typing import Protocol
+
 from fl_core.crypto.paillier.keys import PublicKey
 from fl_core.crypto.paillier.slots import SlotLayout
 from fl_core.crypto.signing import verify_signature
 from fl_core.encrypted.context import EncryptedContext, check_key
+from fl_core.encrypted.dealing import Dealing, dealing_message
 from fl_core.errors import PlanError
+from fl_core.rounds.paillier_terms import Custody
 from fl_core.rounds.plan import Aggregation, RoundPlan
+
+
+class Authority(Protocol):
+    """The pinned federation."""
+
+    def check_signed(self, message: bytes, signature: bytes) -> None:
+        """BadSignature when its CA did not sign the message."""
 
 
 def encrypted_context(plan: RoundPlan) -> EncryptedContext:
@@ -19,6 +30,8 @@ def encrypted_context(plan: RoundPlan) -> EncryptedContext:
         raise PlanError("the attempt is not encrypted", expected=Aggregation.PAILLIER.value, got=plan.aggregation.value)
     public_key = PublicKey.from_bytes(plan.paillier.modulus)
     check_key(public_key)
+    if plan.paillier.custody is Custody.THRESHOLD and dealing_of(plan).key.public_key != public_key:
+        raise PlanError("the dealing is of another key", expected="the modulus of the plan")
     return EncryptedContext(
         binding=plan.binding,
         size=len(plan.roster),
@@ -30,15 +43,31 @@ def encrypted_context(plan: RoundPlan) -> EncryptedContext:
     )
 
 
-def check_endorsement(plan: RoundPlan, keyserver_certificate_der: bytes) -> None:
-    """Check that the key server of the plan stands for the plan's key.
+def dealing_of(plan: RoundPlan) -> Dealing:
+    """Who holds the shares of the plan's key.
+
+    Raises:
+        PlanError: the plan's key is not shared out, or its dealing is none.
+    """
+    if plan.paillier is None or plan.paillier.custody is not Custody.THRESHOLD:
+        raise PlanError("the key of the attempt is not shared out", expected=Custody.THRESHOLD.value)
+    return Dealing.from_bytes(plan.paillier.dealing)
+
+
+def check_endorsement(plan: RoundPlan, keyserver_certificate_der: bytes, authority: Authority) -> None:
+    """Check that the key server stands for the plan's key, and the federation CA for the holders of its shares.
 
     Args:
         plan: of an encrypted attempt.
         keyserver_certificate_der: what the key server showed; the caller has checked that it is the plan's.
+        authority: the pinned federation.
 
     Raises:
-        BadSignature: it does not.
+        BadSignature: one of them does not.
     """
-    if plan.paillier is not None:
-        verify_signature(keyserver_certificate_der, plan.paillier.endorsed_message(), plan.paillier.endorsement)
+    terms = plan.paillier
+    if terms is None:
+        return
+    verify_signature(keyserver_certificate_der, terms.endorsed_message(), terms.endorsement)
+    if terms.custody is Custody.THRESHOLD:
+        authority.check_signed(dealing_message(terms.dealing), terms.dealing_signature)

@@ -8,6 +8,7 @@ from fl_core.crypto.signing import LONGEST_SIGNATURE
 from fl_core.errors import PlanError
 
 MAX_MODULUS_BYTES = 512
+MAX_DEALING_BYTES = 1 << 16
 
 
 class Custody(StrEnum):
@@ -25,6 +26,9 @@ class PaillierTerms:
         modulus: n, big-endian.
         endorsement: signature over it by the key server's certificate.
         custody: who can decrypt.
+        dealing: who holds the shares of the private key, see `fl_core.encrypted.dealing`; empty when the key server
+            holds it.
+        dealing_signature: over the dealing, by the federation CA.
 
     Raises:
         PlanError: a size is impossible.
@@ -33,6 +37,8 @@ class PaillierTerms:
     modulus: bytes
     endorsement: bytes
     custody: Custody = Custody.KEYSERVER
+    dealing: bytes = b""
+    dealing_signature: bytes = b""
 
     def __post_init__(self) -> None:
         if not 0 < len(self.modulus) <= MAX_MODULUS_BYTES:
@@ -41,6 +47,14 @@ class PaillierTerms:
                 expected=f"1 to {MAX_MODULUS_BYTES} bytes",
                 got=len(self.modulus),
             )
+        if (self.custody is Custody.THRESHOLD) != bool(self.dealing) or len(self.dealing) > MAX_DEALING_BYTES:
+            raise PlanError(
+                "a dealing belongs to a shared key and to no other",
+                expected=f"up to {MAX_DEALING_BYTES} bytes with custody {Custody.THRESHOLD.value}",
+                got=f"{len(self.dealing)} bytes with custody {self.custody.value}",
+            )
+        if bool(self.dealing) != (0 < len(self.dealing_signature) <= LONGEST_SIGNATURE):
+            raise PlanError("the signature of a dealing has the wrong length", got=len(self.dealing_signature))
         if not 0 < len(self.endorsement) <= LONGEST_SIGNATURE:
             raise PlanError(
                 "the endorsement of a Paillier key has the wrong length",
@@ -59,4 +73,11 @@ class PaillierTerms:
 
     def fields(self) -> list[labels.Field]:
         """What stands for the terms in the digest of a plan."""
-        return [True, self.modulus, self.endorsement, self.custody.value]
+        return [
+            True,
+            self.modulus,
+            self.endorsement,
+            self.custody.value,
+            self.dealing,
+            self.dealing_signature,
+        ]

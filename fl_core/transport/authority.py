@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from fl_core.crypto.signing import CertificateSigner
 from fl_core.errors import ConfigError, IdentityError, NotFound
 from fl_core.transport.identity import (
     Identity,
@@ -236,6 +237,19 @@ class CertificateAuthority:
     def refresh_revocations(self, *, now: datetime | None = None) -> None:
         """Write the revocation list anew, valid for another `CRL_DAYS` days."""
         self._write_revocations(list(self._revocations()), now or datetime.now(UTC))
+
+    def certificate_der(self, identity: Identity) -> bytes:
+        """A certificate that this CA signed, DER.
+
+        Raises:
+            ConfigError: its file cannot be read.
+        """
+        pem = _read(self.folder / "issued" / f"{identity.serial:x}.pem")
+        return x509.load_pem_x509_certificate(pem).public_bytes(Encoding.DER)
+
+    def signer(self) -> CertificateSigner:
+        """The key of the CA, for what all parties of the federation must be able to check."""
+        return CertificateSigner(self.certificate.public_bytes(Encoding.DER), self._private_key)
 
     def issued(self) -> list[IssuedCertificate]:
         """Every certificate that this CA signed, by role and id, oldest first."""

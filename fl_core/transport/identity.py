@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fl_core.crypto.signing import verify_signature
-from fl_core.errors import ConfigError, IdentityError
+from fl_core.errors import BadSignature, ConfigError, IdentityError
 from fl_core.rounds.plan import RosterEntry
 
 URI_SCHEME = "tacit://"
@@ -256,6 +256,20 @@ class TrustStore:
         _check_validity("the CA certificate of the federation", authority, now)
         self._check_revocation(identity, authority, now)
         return identity
+
+    def check_signed(self, message: bytes, signature: bytes) -> None:
+        """Check that a CA of the federation signed a message.
+
+        Raises:
+            BadSignature: none of them did.
+        """
+        for authority in self._authorities[:-1]:
+            try:
+                verify_signature(_der(authority), message, signature)
+            except BadSignature:
+                continue
+            return
+        verify_signature(_der(self._authorities[-1]), message, signature)
 
     def _verify(self, certificate_der: bytes) -> tuple[Identity, x509.Certificate, x509.Certificate]:
         key = self._pinned + sha256(certificate_der).digest()

@@ -197,7 +197,11 @@ def plan_from_proto(message: round_pb2.RoundPlan) -> RoundPlan:
 def paillier_terms_to_proto(terms: PaillierTerms) -> round_pb2.PaillierTerms:
     """To the wire."""
     return round_pb2.PaillierTerms(
-        modulus=terms.modulus, endorsement=terms.endorsement, custody=custody_to_proto(terms.custody)
+        modulus=terms.modulus,
+        endorsement=terms.endorsement,
+        custody=custody_to_proto(terms.custody),
+        dealing=terms.dealing,
+        dealing_signature=terms.dealing_signature,
     )
 
 
@@ -208,7 +212,8 @@ def paillier_terms_from_proto(message: round_pb2.PaillierTerms) -> PaillierTerms
         PlanError: a size is impossible.
         RemoteProtocolError: an unknown custody.
     """
-    return PaillierTerms(message.modulus, message.endorsement, custody_from_proto(message.custody))
+    custody = custody_from_proto(message.custody)
+    return PaillierTerms(message.modulus, message.endorsement, custody, message.dealing, message.dealing_signature)
 
 
 def _spec_from_proto(message: tensors_pb2.TensorSpec) -> TensorSpec:

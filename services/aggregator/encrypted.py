@@ -10,11 +10,26 @@ import grpc
 import structlog
 
 from fl_core.crypto.mask_prg import RingVector
-from fl_core.crypto.paillier.ciphertexts import read_plaintexts
+from fl_core.crypto.paillier.ciphertexts import read_ciphertexts, read_plaintexts
+from fl_core.crypto.paillier.threshold import combine_partials
+from fl_core.crypto.paillier.threshold_proof import PartialProof, check_proof
+from fl_core.encrypted.context import EncryptedContext
+from fl_core.encrypted.dealing import Dealing
 from fl_core.encrypted.running_total import BlindedTotal, EncryptedTotal
 from fl_core.encrypted.statement import UploadStatement, check_statement
-from fl_core.errors import BadAggregate, CodecError, CryptoError, PermissionRefused, RemoteProtocolError, StreamError
-from fl_core.rounds.encryption import encrypted_context
+from fl_core.errors import (
+    BadAggregate,
+    BadShares,
+    CodecError,
+    CryptoError,
+    NotEnough,
+    PermissionRefused,
+    RemoteProtocolError,
+    StreamError,
+    TacitError,
+)
+from fl_core.rounds.encryption import dealing_of, encrypted_context
+from fl_core.rounds.paillier_terms import Custody
 from fl_core.rounds.plan import RoundPlan, ServiceEndpoint
 from fl_core.transport.channel import open_channel
 from fl_core.transport.identity import Role, RosterTrust, TrustStore
@@ -135,15 +150,11 @@ class SumDecryption:
         """
         assert plan.keyserver is not None
         blinded = await offload(encrypted.blind)
-        async with await self._connect(plan.keyserver) as channel:
-            stub = cast("KeyServerServiceAsyncStub", keyserver_pb2_grpc.KeyServerServiceStub(channel))
-            parts = iter(list(_parts(blinded.context.plaintexts)))
-            requests = self._requests(plan, encrypted, blinded)
-            async for response in converse(stub.DecryptSum, requests, timeout_s=self._timeout_s):
-                part = next(parts, None)
-                if part is None:
-                    raise BadAggregate("the key server answered more than it was asked")
-                plaintexts = await offload(read_plaintexts, blinded.context.public_key, response.plaintexts)
+        if plan.paillier is not None and plan.paillier.custody is Custody.THRESHOLD:
+            await self._open_shared(plan, encrypted, blinded)
+        else:
+            asked = self._blinded_parts(blinded)
+            async for part, plaintexts in self._answers(plan, plan.keyserver, encrypted, asked, blinded.context):
                 blinded.take(part, plaintexts)
         encrypted.take_opened(await offload(blinded.open))
         log.info("sum_decrypted", survivors=len(encrypted.statements()), ciphertexts=blinded.context.plaintexts)
@@ -159,18 +170,110 @@ class SumDecryption:
             )
         return open_channel(keyserver.address, credentials, Role.KEYSERVER, name)
 
-    async def _requests(
-        self, plan: RoundPlan, encrypted: EncryptedSum, blinded: BlindedTotal
-    ) -> AsyncIterator[keyserver_pb2.DecryptSumRequest]:
-        header = keyserver_pb2.DecryptionHeader(
-            plan=plan_to_proto(plan), statements=[statement_to_proto(stated) for stated in encrypted.statements()]
-        )
-        yield keyserver_pb2.DecryptSumRequest(header=header)
+    async def _open_shared(self, plan: RoundPlan, encrypted: EncryptedSum, blinded: BlindedTotal) -> None:
+        """The decryptors see the sum under both kinds of pads; the key server says what the sites' add up to."""
+        assert plan.keyserver is not None
+        asked = [data async for data in self._blinded_parts(blinded)]
+        context, dealing = blinded.context, dealing_of(plan)
+        partials = await self._partials(plan, encrypted, dealing, asked, context)
+        padded = await offload(combine_partials, dealing.key, partials)
+        async for part, minus_pads in self._answers(plan, plan.keyserver, encrypted, _again(asked), context):
+            here = padded[part.start : part.stop]
+            blinded.take(
+                part, [(one + other) % context.public_key.n for one, other in zip(here, minus_pads, strict=True)]
+            )
+
+    async def _partials(
+        self, plan: RoundPlan, encrypted: EncryptedSum, dealing: Dealing, asked: list[bytes], context: EncryptedContext
+    ) -> dict[int, list[int]]:
+        """Of as many decryptors as are needed; one that is away, or answers wrongly, is replaced by the next one."""
+        waiting = list(enumerate(dealing.decryptors, start=1))
+        partials: dict[int, list[int]] = {}
+        while len(partials) < dealing.key.threshold:
+            missing = dealing.key.threshold - len(partials)
+            chosen, waiting = waiting[:missing], waiting[missing:]
+            if len(chosen) < missing:
+                raise NotEnough("too few decryptors answered", expected=dealing.key.threshold, got=len(partials))
+            answers = await asyncio.gather(
+                *(self._partials_of(plan, encrypted, dealing, index, asked, context) for index, _ in chosen),
+                return_exceptions=True,
+            )
+            for (index, decryptor), answer in zip(chosen, answers, strict=True):
+                if isinstance(answer, TacitError):
+                    log.warning("decryptor_failed", decryptor=decryptor.service_id, error=str(answer))
+                elif isinstance(answer, BaseException):
+                    raise answer
+                else:
+                    partials[index] = answer
+        return partials
+
+    async def _partials_of(
+        self,
+        plan: RoundPlan,
+        encrypted: EncryptedSum,
+        dealing: Dealing,
+        index: int,
+        asked: list[bytes],
+        context: EncryptedContext,
+    ) -> list[int]:
+        decryptor = dealing.decryptors[index - 1]
+        endpoint = ServiceEndpoint(decryptor.service_id, decryptor.address, decryptor.certificate_sha256)
+        partials, proof = list[int](), b""
+        async with await self._connect(endpoint) as channel:
+            stub = cast("KeyServerServiceAsyncStub", keyserver_pb2_grpc.KeyServerServiceStub(channel))
+            requests = _requests(plan, encrypted, _again(asked))
+            async for response in converse(stub.DecryptPartially, requests, timeout_s=self._timeout_s):
+                if response.WhichOneof("part") == "proof":
+                    proof = response.proof
+                    continue
+                if len(partials) >= context.plaintexts:
+                    raise BadShares("a decryptor answered more than it was asked", got=decryptor.service_id)
+                partials += await offload(read_ciphertexts, context.public_key, response.partials)
+        ciphertexts = await offload(read_ciphertexts, context.public_key, b"".join(asked))
+        parsed = PartialProof.from_bytes(dealing.key, proof)
+        await offload(check_proof, dealing.key, index, plan.binding, ciphertexts, partials, parsed)
+        return partials
+
+    async def _answers(
+        self,
+        plan: RoundPlan,
+        keyserver: ServiceEndpoint,
+        encrypted: EncryptedSum,
+        asked: AsyncIterator[bytes],
+        context: EncryptedContext,
+    ) -> AsyncIterator[tuple[range, list[int]]]:
+        """What the key server says to each part of a sum."""
+        async with await self._connect(keyserver) as channel:
+            stub = cast("KeyServerServiceAsyncStub", keyserver_pb2_grpc.KeyServerServiceStub(channel))
+            parts = iter(list(_parts(context.plaintexts)))
+            requests = _requests(plan, encrypted, asked)
+            async for response in converse(stub.DecryptSum, requests, timeout_s=self._timeout_s):
+                part = next(parts, None)
+                if part is None:
+                    raise BadAggregate("the key server answered more than it was asked")
+                yield part, await offload(read_plaintexts, context.public_key, response.plaintexts)
+
+    async def _blinded_parts(self, blinded: BlindedTotal) -> AsyncIterator[bytes]:
         for part in _parts(blinded.context.plaintexts):
             pieces = await asyncio.gather(
                 *(offload(blinded.ciphertexts, piece) for piece in _split(part, self._threads))
             )
-            yield keyserver_pb2.DecryptSumRequest(ciphertexts=b"".join(pieces))
+            yield b"".join(pieces)
+
+
+async def _requests(
+    plan: RoundPlan, encrypted: EncryptedSum, parts: AsyncIterator[bytes]
+) -> AsyncIterator[keyserver_pb2.DecryptSumRequest]:
+    statements = [statement_to_proto(stated) for stated in encrypted.statements()]
+    header = keyserver_pb2.DecryptionHeader(plan=plan_to_proto(plan), statements=statements)
+    yield keyserver_pb2.DecryptSumRequest(header=header)
+    async for data in parts:
+        yield keyserver_pb2.DecryptSumRequest(ciphertexts=data)
+
+
+async def _again(parts: list[bytes]) -> AsyncIterator[bytes]:
+    for part in parts:
+        yield part
 
 
 def _parts(count: int) -> Iterator[range]:

@@ -52,15 +52,21 @@ class UnmaskJournal:
                 raise _unmasked_before(session_id)
 
     @undivided
-    async def record(self, plan: RoundPlan, survivors: tuple[int, ...]) -> None:
+    async def record(self, plan: RoundPlan, survivors: tuple[int, ...], name: bytes | None = None) -> None:
         """Record that a session is unmasked now. It is on disk when this returns.
+
+        Args:
+            plan: of the session.
+            survivors: whose sum it is.
+            name: 16 bytes by which it is recorded; the session's id when None.
 
         Raises:
             SessionFrozen: it was unmasked before.
             StorageError: the database failed; nothing may be asked of the sites.
         """
+        recorded = name or plan.session_id
         row = UnmaskedSession(
-            session_id=plan.session_id,
+            session_id=recorded,
             job_id=plan.job_id,
             round_id=plan.round_id,
             attempt=plan.attempt,
@@ -68,7 +74,7 @@ class UnmaskJournal:
             recorded_at=self._clock(),
         )
         async with self._database.transaction() as transaction:
-            if await transaction.get(UnmaskedSession, plan.session_id) is not None:
+            if await transaction.get(UnmaskedSession, recorded) is not None:
                 raise _unmasked_before(plan.session_id)
             transaction.add(row)
 

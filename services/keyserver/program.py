@@ -61,13 +61,15 @@ async def run(settings: KeyServerSettings) -> None:
 
 
 def _desk(settings: KeyServerSettings, credentials: LiveCredentials, journal: UnmaskJournal) -> "DecryptionDesk | None":
-    if settings.paillier_key is None:
+    if settings.paillier_key is None and settings.paillier_dealing is None and settings.paillier_share is None:
         return None
     from services.keyserver.decryption import DecryptionDesk
     from services.keyserver.paillier_keys import PaillierKeyRing
+    from services.keyserver.shared_key import SharedCustody
 
     ring = PaillierKeyRing.from_settings(settings)
-    return DecryptionDesk(ring, credentials, journal, settings.mask_threads, settings.message_timeout_seconds)
+    shared = SharedCustody.from_settings(settings, credentials.current)
+    return DecryptionDesk(ring, shared, credentials, journal, settings.mask_threads, settings.message_timeout_seconds)
 
 
 def add_servicers(service: KeyServerService, server: grpc.aio.Server) -> None:

@@ -63,6 +63,7 @@ ROLES = role_table(
         "Unmask": {Role.COORDINATOR},
         "GetPaillierKey": {Role.COORDINATOR},
         "DecryptSum": {Role.AGGREGATOR},
+        "DecryptPartially": {Role.AGGREGATOR},
         "AbandonExchange": {Role.COORDINATOR},
         "GetStatus": set(Role),
     },
@@ -255,6 +256,17 @@ class KeyServerService(keyserver_pb2_grpc.KeyServerServiceServicer):
             header = (await expect_message(requests, "header", self._settings.message_timeout_seconds)).header
             async for plaintexts in self._decryption().open(header, identity, requests):
                 yield keyserver_pb2.DecryptSumResponse(plaintexts=plaintexts)
+
+    async def DecryptPartially(  # noqa: N802
+        self, request_iterator: AsyncIterator[keyserver_pb2.DecryptSumRequest], context: Context
+    ) -> AsyncIterator[keyserver_pb2.DecryptPartiallyResponse]:
+        """Aggregator: what our share of the private key makes of one blinded sum."""
+        identity = caller(context)
+        with self._streams.hold(identity.name):
+            requests = aiter(request_iterator)
+            header = (await expect_message(requests, "header", self._settings.message_timeout_seconds)).header
+            async for response in self._decryption().decrypt_partially(header, identity, requests):
+                yield response
 
     async def AbandonExchange(  # noqa: N802
         self, request: keyserver_pb2.AbandonExchangeRequest, context: Context

@@ -23,6 +23,8 @@ class KeyServerSettings(ServiceSettings):
         mask_threads: threads that expand masks, and that decrypt sums.
         paillier_key: sealed key of encrypted jobs, made by `tacit keys make`; none when empty.
         paillier_unlock_file: key file that opens it; without one the passphrase does.
+        paillier_dealing: who holds the shares of a shared key, made by `tacit keys deal`; none when empty.
+        paillier_share: this service's share of it, when it is one of the decryptors.
         paillier_passphrase: opens it; for the environment, not for the file.
     """
 
@@ -35,6 +37,8 @@ class KeyServerSettings(ServiceSettings):
     delivery_timeout_seconds: float = Field(default=120.0, gt=0)
     paillier_key: Path | None = None
     paillier_unlock_file: Path | None = None
+    paillier_dealing: Path | None = None
+    paillier_share: Path | None = None
     paillier_passphrase: SecretStr = SecretStr("")
     mask_threads: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1)
 

@@ -1,6 +1,7 @@
 """Encrypted sessions over mTLS: uploads by the SDK's own code, the sum decrypted by the key server, once."""
 
 from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -8,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from secagg_cluster import Cluster, plain_sum, plain_vector, running_cluster
+from secagg_cluster import Cluster, plain_sum, plain_vector, running_cluster, running_keyserver
 
-from cli.keys import write_new_key
+from cli.keys import write_dealing, write_new_key
 from client_sdk.encrypted_upload import encrypt_upload
 from client_sdk.upload import Sending, Upload
 from fl_core.crypto.paillier.key_files import UnlockSecret, open_private_key
@@ -36,6 +37,7 @@ from fl_core.wire.statements import statement_to_proto
 from fl_core.wire.v1 import aggregator_pb2, keyserver_pb2
 from services.keyserver.paillier_keys import PaillierKeyRing, unlock_secret
 from services.keyserver.settings import KeyServerSettings
+from services.keyserver.shared_key import SharedCustody
 
 UNLOCK = UnlockSecret(bytes(range(32)), is_passphrase=False)
 
@@ -227,3 +229,94 @@ def test_a_key_needs_one_thing_that_opens_it(federation: Any, key_files: dict[st
     assert "sesame" not in repr(phrase)
     with pytest.raises(ConfigError):
         PaillierKeyRing.from_settings(phrase)
+
+
+@pytest.fixture
+async def shared_cluster(federation: Any, free_port: Any, tmp_path: Path) -> AsyncIterator[Cluster]:
+    """A key server without a private key, and three decryptors, of which the last one does not run."""
+    addresses = {f"holder-{number}": f"127.0.0.1:{free_port()}" for number in range(3)}
+    for name in addresses:
+        federation.issue(Role.KEYSERVER, name)
+    write_dealing(federation.authority, addresses, 2, 2048, tmp_path)
+    dealing = tmp_path / "dealing.json"
+    async with AsyncExitStack() as stack:
+        for name in list(addresses)[:2]:
+            settings = federation.settings(
+                KeyServerSettings,
+                Role.KEYSERVER,
+                name,
+                listen=addresses[name],
+                paillier_dealing=dealing,
+                paillier_share=tmp_path / f"{name}.share",
+            )
+            await stack.enter_async_context(running_keyserver(settings))
+        cluster = await stack.enter_async_context(running_cluster(federation, keyserver={"paillier_dealing": dealing}))
+        yield cluster
+
+
+async def shared_plan(cluster: Cluster) -> RoundPlan:
+    request = keyserver_pb2.GetPaillierKeyRequest(custody=convert.custody_to_proto(Custody.THRESHOLD))
+    with rpc_errors():
+        response = await (await cluster.keyserver()).GetPaillierKey(request, timeout=10)
+    terms = convert.paillier_terms_from_proto(response.terms)
+    plan = cluster.plan(aggregation=Aggregation.PAILLIER, paillier=terms, size=200, threshold=3)
+    with rpc_errors():
+        opening = aggregator_pb2.OpenAggregationRequest(plan=convert.plan_to_proto(plan))
+        await (await cluster.aggregator()).OpenAggregation(opening, timeout=10)
+    return plan
+
+
+async def test_a_shared_key_opens_the_exact_sum_by_two_of_three_holders(shared_cluster: Cluster) -> None:
+    plan = await shared_plan(shared_cluster)
+    sent = [await upload(shared_cluster, plan, index) for index in (0, 1, 4)]
+    assert await shared_cluster.freeze(plan, range(5)) == (0, 1, 4)
+    np.testing.assert_array_equal(shared_cluster.coordinator.reports[0].vector, plain_sum(plan, [0, 1, 4]))
+    with pytest.raises(SessionFrozen, match="before"):
+        await ask(shared_cluster, plan, sent, [sent[0].payload.tobytes()])
+
+
+async def test_a_dealing_that_the_federation_did_not_sign_is_not_encrypted_under(shared_cluster: Cluster) -> None:
+    plan = await shared_plan(shared_cluster)
+    assert plan.paillier is not None
+    forged = plan.paillier.dealing.replace(b"holder-2", b"holder-9")
+    lie = replace(plan, paillier=replace(plan.paillier, dealing=forged))
+    with pytest.raises(BadSignature):
+        await encrypted(shared_cluster, lie, 0)
+    assert await encrypted(shared_cluster, plan, 0)
+
+
+async def test_too_few_holders_open_nothing(federation: Any, free_port: Any, tmp_path: Path) -> None:
+    addresses = {name: f"127.0.0.1:{free_port()}" for name in ("away-1", "away-2")}
+    for name in addresses:
+        federation.issue(Role.KEYSERVER, name)
+    write_dealing(federation.authority, addresses, 2, 2048, tmp_path)
+    keyserver = {"paillier_dealing": tmp_path / "dealing.json"}
+    async with running_cluster(federation, keyserver=keyserver) as cluster:
+        plan = await shared_plan(cluster)
+        for index in range(3):
+            await upload(cluster, plan, index)
+        with pytest.raises(NotEnough, match="decryptors"):
+            await cluster.freeze(plan, range(5))
+        assert cluster.coordinator.reports == []
+
+
+def test_a_share_opens_for_its_holder_alone(federation: Any, tmp_path: Path) -> None:
+    addresses = {"holder-a": "127.0.0.1:1", "holder-b": "127.0.0.1:2"}
+    for name in addresses:
+        federation.issue(Role.KEYSERVER, name)
+    write_dealing(federation.authority, addresses, 2, 2048, tmp_path)
+
+    def custody(name: str, share: str) -> SharedCustody | None:
+        files = {"paillier_dealing": tmp_path / "dealing.json", "paillier_share": tmp_path / f"{share}.share"}
+        settings = federation.settings(KeyServerSettings, Role.KEYSERVER, name, **files)
+        return SharedCustody.from_settings(settings, settings.credentials())
+
+    own = custody("holder-a", "holder-a")
+    assert own is not None
+    assert own.share is not None
+    assert own.share.index == 1
+    assert str(own.share.secret) not in repr(own)
+    with pytest.raises(ConfigError, match="cannot be opened"):
+        custody("holder-a", "holder-b")
+    with pytest.raises(ConfigError, match="no valid certificate"):
+        write_dealing(federation.authority, {"stranger": "127.0.0.1:3", "holder-a": "127.0.0.1:1"}, 2, 2048, tmp_path)

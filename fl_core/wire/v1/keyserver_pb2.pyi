@@ -600,6 +600,28 @@ class DecryptSumResponse(google.protobuf.message.Message):
 global___DecryptSumResponse = DecryptSumResponse
 
 @typing.final
+class DecryptPartiallyResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PARTIALS_FIELD_NUMBER: builtins.int
+    PROOF_FIELD_NUMBER: builtins.int
+    partials: builtins.bytes
+    """One number below n^2 for each ciphertext of one request, in order."""
+    proof: builtins.bytes
+    """After the last of them."""
+    def __init__(
+        self,
+        *,
+        partials: builtins.bytes = ...,
+        proof: builtins.bytes = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["part", b"part", "partials", b"partials", "proof", b"proof"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["part", b"part", "partials", b"partials", "proof", b"proof"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["part", b"part"]) -> typing.Literal["partials", "proof"] | None: ...
+
+global___DecryptPartiallyResponse = DecryptPartiallyResponse
+
+@typing.final
 class AbandonExchangeRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 

@@ -80,6 +80,11 @@ class KeyServerServiceStub(object):
                 request_serializer=fl__core_dot_wire_dot_v1_dot_keyserver__pb2.DecryptSumRequest.SerializeToString,
                 response_deserializer=fl__core_dot_wire_dot_v1_dot_keyserver__pb2.DecryptSumResponse.FromString,
                 _registered_method=True)
+        self.DecryptPartially = channel.stream_stream(
+                '/fl_core.wire.v1.KeyServerService/DecryptPartially',
+                request_serializer=fl__core_dot_wire_dot_v1_dot_keyserver__pb2.DecryptSumRequest.SerializeToString,
+                response_deserializer=fl__core_dot_wire_dot_v1_dot_keyserver__pb2.DecryptPartiallyResponse.FromString,
+                _registered_method=True)
         self.AbandonExchange = channel.unary_unary(
                 '/fl_core.wire.v1.KeyServerService/AbandonExchange',
                 request_serializer=fl__core_dot_wire_dot_v1_dot_keyserver__pb2.AbandonExchangeRequest.SerializeToString,
@@ -158,6 +163,13 @@ class KeyServerServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DecryptPartially(self, request_iterator, context):
+        """aggregator: what one holder of a share makes of one blinded sum, once, and the proof that it is right.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def AbandonExchange(self, request, context):
         """coordinator
         """
@@ -219,6 +231,11 @@ def add_KeyServerServiceServicer_to_server(servicer, server):
                     servicer.DecryptSum,
                     request_deserializer=fl__core_dot_wire_dot_v1_dot_keyserver__pb2.DecryptSumRequest.FromString,
                     response_serializer=fl__core_dot_wire_dot_v1_dot_keyserver__pb2.DecryptSumResponse.SerializeToString,
+            ),
+            'DecryptPartially': grpc.stream_stream_rpc_method_handler(
+                    servicer.DecryptPartially,
+                    request_deserializer=fl__core_dot_wire_dot_v1_dot_keyserver__pb2.DecryptSumRequest.FromString,
+                    response_serializer=fl__core_dot_wire_dot_v1_dot_keyserver__pb2.DecryptPartiallyResponse.SerializeToString,
             ),
             'AbandonExchange': grpc.unary_unary_rpc_method_handler(
                     servicer.AbandonExchange,
@@ -474,6 +491,33 @@ class KeyServerService(object):
             '/fl_core.wire.v1.KeyServerService/DecryptSum',
             fl__core_dot_wire_dot_v1_dot_keyserver__pb2.DecryptSumRequest.SerializeToString,
             fl__core_dot_wire_dot_v1_dot_keyserver__pb2.DecryptSumResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DecryptPartially(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/fl_core.wire.v1.KeyServerService/DecryptPartially',
+            fl__core_dot_wire_dot_v1_dot_keyserver__pb2.DecryptSumRequest.SerializeToString,
+            fl__core_dot_wire_dot_v1_dot_keyserver__pb2.DecryptPartiallyResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -74,6 +74,12 @@ class KeyServerServiceStub:
     ]
     """aggregator: decrypt one blinded sum, once, and take the pads of the declared sites away from it."""
 
+    DecryptPartially: grpc.StreamStreamMultiCallable[
+        fl_core.wire.v1.keyserver_pb2.DecryptSumRequest,
+        fl_core.wire.v1.keyserver_pb2.DecryptPartiallyResponse,
+    ]
+    """aggregator: what one holder of a share makes of one blinded sum, once, and the proof that it is right."""
+
     AbandonExchange: grpc.UnaryUnaryMultiCallable[
         fl_core.wire.v1.keyserver_pb2.AbandonExchangeRequest,
         fl_core.wire.v1.keyserver_pb2.AbandonExchangeResponse,
@@ -140,6 +146,12 @@ class KeyServerServiceAsyncStub:
         fl_core.wire.v1.keyserver_pb2.DecryptSumResponse,
     ]
     """aggregator: decrypt one blinded sum, once, and take the pads of the declared sites away from it."""
+
+    DecryptPartially: grpc.aio.StreamStreamMultiCallable[
+        fl_core.wire.v1.keyserver_pb2.DecryptSumRequest,
+        fl_core.wire.v1.keyserver_pb2.DecryptPartiallyResponse,
+    ]
+    """aggregator: what one holder of a share makes of one blinded sum, once, and the proof that it is right."""
 
     AbandonExchange: grpc.aio.UnaryUnaryMultiCallable[
         fl_core.wire.v1.keyserver_pb2.AbandonExchangeRequest,
@@ -225,6 +237,14 @@ class KeyServerServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[fl_core.wire.v1.keyserver_pb2.DecryptSumResponse], collections.abc.AsyncIterator[fl_core.wire.v1.keyserver_pb2.DecryptSumResponse]]:
         """aggregator: decrypt one blinded sum, once, and take the pads of the declared sites away from it."""
+
+    @abc.abstractmethod
+    def DecryptPartially(
+        self,
+        request_iterator: _MaybeAsyncIterator[fl_core.wire.v1.keyserver_pb2.DecryptSumRequest],
+        context: _ServicerContext,
+    ) -> typing.Union[collections.abc.Iterator[fl_core.wire.v1.keyserver_pb2.DecryptPartiallyResponse], collections.abc.AsyncIterator[fl_core.wire.v1.keyserver_pb2.DecryptPartiallyResponse]]:
+        """aggregator: what one holder of a share makes of one blinded sum, once, and the proof that it is right."""
 
     @abc.abstractmethod
     def AbandonExchange(

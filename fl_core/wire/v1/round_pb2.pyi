@@ -512,19 +512,26 @@ class PaillierTerms(google.protobuf.message.Message):
     MODULUS_FIELD_NUMBER: builtins.int
     ENDORSEMENT_FIELD_NUMBER: builtins.int
     CUSTODY_FIELD_NUMBER: builtins.int
+    DEALING_FIELD_NUMBER: builtins.int
+    DEALING_SIGNATURE_FIELD_NUMBER: builtins.int
     modulus: builtins.bytes
     """n, big-endian."""
     endorsement: builtins.bytes
     """ECDSA over it by the key server's certificate, DER."""
     custody: global___PaillierCustody.ValueType
+    dealing: builtins.bytes
+    """Of a shared key: who holds the shares, in canonical JSON, and the signature of the federation CA over it."""
+    dealing_signature: builtins.bytes
     def __init__(
         self,
         *,
         modulus: builtins.bytes = ...,
         endorsement: builtins.bytes = ...,
         custody: global___PaillierCustody.ValueType = ...,
+        dealing: builtins.bytes = ...,
+        dealing_signature: builtins.bytes = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["custody", b"custody", "endorsement", b"endorsement", "modulus", b"modulus"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["custody", b"custody", "dealing", b"dealing", "dealing_signature", b"dealing_signature", "endorsement", b"endorsement", "modulus", b"modulus"]) -> None: ...
 
 global___PaillierTerms = PaillierTerms
 
