@@ -9,6 +9,7 @@ import torch
 
 from client_sdk.trainer import Array, EvaluationResult, TrainingContext, TrainResult
 from fl_core.errors import CodecError, ConfigError
+from fl_core.rounds.privacy_terms import PrivacyTerms
 
 Batches: TypeAlias = Iterable[tuple[torch.Tensor, torch.Tensor]]
 Loss: TypeAlias = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -33,7 +34,9 @@ def accuracy(outputs: torch.Tensor, targets: torch.Tensor) -> float:
 class TorchTrainer:
     """A trainer around a module, its loaders and a loss.
 
-    The job may set `epochs` (1 without it) and `learning_rate` (the optimizer's own without it) under `training`.
+    A job with local noise trains by DP-SGD, see `client_sdk.adapters.torch_private`; `train_loader` must be a torch
+    DataLoader then. The job may set `epochs` (1 without it) and `learning_rate` (the optimizer's own without it)
+    under `training`.
 
     Args:
         module: what is trained, in place.
@@ -77,6 +80,8 @@ class TorchTrainer:
         """
         _load(self._module, parameters)
         epochs = _positive_whole(context, "epochs", 1)
+        if context.privacy is not None:
+            return self._train_with_noise(parameters, context, context.privacy, epochs)
         with _seeded(context.seed):
             optimizer = self._fresh_optimizer(context)
             self._module.train()
@@ -108,6 +113,18 @@ class TorchTrainer:
         _check_samples(num_samples)
         means = {name: total / num_samples for name, total in sums.items()}
         return EvaluationResult(means.pop("loss"), num_samples, means)
+
+    def _train_with_noise(
+        self, parameters: dict[str, Array], context: TrainingContext, terms: PrivacyTerms, epochs: int
+    ) -> TrainResult:
+        from client_sdk.adapters.torch_private import PrivateTraining
+
+        training = PrivateTraining(self._module, self._train_loader, self._loss, terms, epochs)
+        # Noise and samples never come from the seed; dropout and the like do.
+        with _seeded(context.seed):
+            mean_loss = training.run(self._fresh_optimizer(context), self._device)
+        dumped = _dump(self._module, parameters)
+        return TrainResult(dumped, training.num_samples, {"loss": mean_loss}, training.event)
 
     def _fresh_optimizer(self, context: TrainingContext) -> torch.optim.Optimizer:
         optimizer = self._optimizer(parameter for parameter in self._module.parameters() if parameter.requires_grad)

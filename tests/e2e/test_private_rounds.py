@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from whole_federation import HONEST, MODEL, RING_BITS, Steps, WholeFederation, running_federation
 
+from client_sdk import Array, TrainingContext, TrainResult
 from client_sdk.policy import SitePolicy, check_budget
 from client_sdk.privacy import PrivacyLedger
 from fl_core.errors import BudgetExhausted, PeerLost, PlanError, PolicyRefused
-from fl_core.privacy.events import event_from_json
+from fl_core.privacy.events import Noise, PrivacyEvent, event_from_json
 from fl_core.privacy.receipts import verify_receipt
 from fl_core.rounds.machine import RoundState
 from fl_core.rounds.plan import JobId
@@ -83,6 +84,46 @@ async def test_a_private_job_commits_and_every_ledger_is_countersigned(
             verify_receipt(binding, event_from_json(line["event"]), certificate, bytes.fromhex(line["signature"]))
         counted = PrivacyLedger(whole.config(site).state_dir).counted
         assert [line.session_id for line in counted] == [line["session_id"] for line in own["releases"]]
+
+
+class Noisy(Steps):
+    """Says that it trained with noise, with a chance of its own for each sample."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__(0.001)
+        self.rate = rate
+
+    def train(self, parameters: dict[str, Array], context: TrainingContext) -> TrainResult:
+        assert context.privacy is not None
+        event = PrivacyEvent(Noise.GAUSSIAN, 1.0, context.privacy.noise_multiplier**2, self.rate, 5)
+        return replace(super().train(parameters, context), privacy=event)
+
+
+async def test_with_local_noise_each_site_has_its_own_ledger_and_the_job_is_the_worst_of_them(
+    whole: WholeFederation,
+) -> None:
+    rates = dict(zip(HONEST, (0.1, 0.05, 0.2, 0.1), strict=True))
+    for name, rate in rates.items():
+        whole.join(name, Noisy(rate))
+    local = BUDGET | {"mechanism": "local", "sampling_rate": 0.2, "steps": 5}
+    job_id = await whole.submit(1, privacy=local)
+    reports = await whole.watch(job_id)
+    whole.check_exact(reports[0])
+    assert reports[0].total_weight == len(HONEST)
+    ledger = await _report(whole, job_id)
+    epsilons = {name: own["epsilon"] for name, own in ledger["sites"].items()}
+    assert epsilons["beta"] < epsilons["alpha"] == epsilons["delta"] < epsilons["gamma"] <= 20.0
+    assert ledger["spent"]["epsilon"] == epsilons["gamma"]
+    assert ledger["unit_of_privacy"] == "sample"
+
+
+async def test_a_trainer_that_adds_no_noise_is_never_uploaded(whole: WholeFederation) -> None:
+    for name in HONEST[:3]:
+        whole.join(name, Noisy(0.1))
+    whole.join(HONEST[3], Steps())
+    reports = await whole.run_job(1, privacy=BUDGET | {"mechanism": "local", "sampling_rate": 0.1, "steps": 5})
+    assert HONEST[3] not in reports[-1].survivors
+    assert any("too little noise" in str(error) for _, error in whole.witnesses[HONEST[3]].errors)
 
 
 async def test_neither_aggregator_nor_coordinator_ever_holds_the_sum_without_noise(
