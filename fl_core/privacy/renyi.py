@@ -24,7 +24,8 @@ ORDERS: tuple[float, ...] = (
 OrderCurve = Callable[[int], float]
 """Divergence at an integer order of at least 2."""
 
-_LAST_TERM = -40.0
+_LAST_TERM = -34.0
+_MOST_TERMS = 200
 _ASYMPTOTIC_FROM = 20.0
 
 
@@ -183,6 +184,9 @@ def _fractional(order: float, sigma: float, rate: float) -> float:
             negative = _log_add(negative, term)
         if max(left, right) < positive + _LAST_TERM and k > order:
             break
+        if k > _MOST_TERMS:
+            # Little noise and much sampling converge slowly. The next whole order bounds this one.
+            return poisson_sampled(order, lambda alpha: gaussian(alpha, sigma), rate)
         factor = (order - k) / (k + 1)
         log_coefficient += log(abs(factor))
         sign = sign if factor > 0 else -sign
