@@ -75,7 +75,7 @@ def _between(low: Point, high: Point, target: float) -> float:
         return middle
     share = log(low[1] / target) / log(low[1] / high[1])
     # Kept away from the ends, so that both of them move.
-    return low[0] * (high[0] / low[0]) ** min(0.95, max(0.05, share))
+    return float(low[0] * (high[0] / low[0]) ** min(0.95, max(0.05, share)))
 
 
 def rounds_within(budget: PrivacyBudget, event: PrivacyEvent, limit: int) -> int:

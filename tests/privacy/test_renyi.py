@@ -37,7 +37,7 @@ def test_the_gaussian_curve_is_that_of_opacus_and_dp_accounting(sigma: float, ra
     ours = np.array([renyi.sampled_gaussian(order, sigma, rate) for order in orders])
     exact = compute_rdp(q=rate, noise_multiplier=sigma, steps=1, orders=orders)
     # With little noise and much sampling the lowest orders are bounded by the next whole one, never from below.
-    converges = np.array([sigma >= 1 or order % 1 == 0 or order > 3 for order in orders])
+    converges = np.array([(sigma >= 1 and rate < 0.5) or order % 1 == 0 or order > 3 for order in orders])
     np.testing.assert_allclose(ours[converges], exact[converges], rtol=1e-6)
     assert np.all(ours >= exact * (1 - 1e-6))
     accountant = RdpAccountant(orders)
