@@ -1,6 +1,7 @@
 """The loop of a site: stay in touch with the coordinator, answer invitations and evaluation tasks, never give up."""
 
 import asyncio
+import os
 from typing import TYPE_CHECKING
 
 import structlog
@@ -44,6 +45,7 @@ STEADY_S = 10.0
 """A connection that held this long was a good one: the next pause is short again."""
 LEAVE_TIMEOUT_S = 5.0
 MAX_EVALUATIONS = 4
+INSTANCE_BYTES = 16
 LONGEST_DETAIL = 500
 
 
@@ -78,6 +80,7 @@ class Participation:
             feedback=Feedback(config.state_dir, credentials.storage_key()),
         )
         self._stopped = asyncio.Event()
+        self._instance = os.urandom(INSTANCE_BYTES)
         self._was_connected = False
         self._plan: RoundPlan | None = None
         self._attempt: asyncio.Task[None] | None = None
@@ -137,6 +140,7 @@ class Participation:
             sdk_version=__version__,
             trained_job_id=trained.job_id if trained else "",
             trained_round_id=trained.round_id if trained else 0,
+            instance=self._instance,
         )
         call = coordinator.WatchRounds(request)
         try:

@@ -19,10 +19,17 @@ OnLost = Callable[[ClientId], None]
 
 @dataclass(frozen=True, slots=True)
 class ConnectedSite:
-    """A site as its certificate names it; the digest is the SHA-256 of the certificate (DER)."""
+    """A site as its certificate names it.
+
+    Args:
+        client_id: its name.
+        certificate_sha256: of the certificate (DER).
+        instance: of its process; empty when it does not tell.
+    """
 
     client_id: ClientId
     certificate_sha256: bytes
+    instance: bytes = b""
 
 
 @dataclass(slots=True)
@@ -92,7 +99,7 @@ class Presence:
 
     @contextmanager
     def losses(self, on_lost: OnLost) -> Iterator[None]:
-        """Call `on_lost` for each site whose stream stays broken longer than the grace."""
+        """Call `on_lost` for each site whose stream stays broken longer than the grace, or that is a new process."""
         self._listeners.append(on_lost)
         try:
             yield
@@ -145,10 +152,14 @@ class Presence:
         if box.lost_timer is not None:
             box.lost_timer.cancel()
             box.lost_timer = None
+        is_another_process = box.site.instance != site.instance and box.stream > 0
         self._streams += 1
         box.site, box.stream, box.connected = site, self._streams, True
         # Wakes the stream that this one replaces.
         box.arrived.set()
+        if is_another_process and not box.events:
+            # What the process before knew of an open attempt is gone, so nobody must wait for it in that attempt.
+            self._tell_lost(site.client_id)
         self.changes.announce()
         return box, self._streams
 
@@ -164,6 +175,9 @@ class Presence:
         if box.connected or self._mailboxes.get(box.site.client_id) is not box:
             return
         del self._mailboxes[box.site.client_id]
-        for on_lost in tuple(self._listeners):
-            on_lost(box.site.client_id)
+        self._tell_lost(box.site.client_id)
         self.changes.announce()
+
+    def _tell_lost(self, client_id: ClientId) -> None:
+        for on_lost in tuple(self._listeners):
+            on_lost(client_id)

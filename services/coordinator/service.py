@@ -46,6 +46,7 @@ log = structlog.get_logger(__name__)
 
 MAX_SPEC_BYTES = 1 << 20
 STALL_TIMEOUT_S = 30.0
+MAX_INSTANCE_BYTES = 16
 WATCH_POLL_S = 5.0
 WATCH_PAUSE_S = 0.05
 LONGEST_EVALUATION_S = 86_400.0
@@ -94,7 +95,8 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServiceServicer):
         """Site: stay in touch; invitations and evaluation tasks as they come."""
         await self._with.leadership.require()
         identity = caller(context)
-        site = ConnectedSite(ClientId(identity.id), identity.certificate_sha256)
+        instance = request.instance[:MAX_INSTANCE_BYTES]
+        site = ConnectedSite(ClientId(identity.id), identity.certificate_sha256, instance)
         log.info("site_connected", client_id=site.client_id, sdk_version=request.sdk_version[:64])
         with self._streams.hold((identity.name, "rounds")):
             async with aclosing(self._with.presence.stream(site)) as events:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
 
 import pytest
 
@@ -186,3 +187,29 @@ async def test_nobody_waits_for_a_site_that_failed_or_was_lost() -> None:
     assert result.sites == ()
     assert result.missing == ("anna", "bert")
     assert result.means == {}
+
+
+async def test_a_new_process_of_a_site_is_a_loss_of_the_old_one_even_within_the_grace() -> None:
+    presence, lost = Presence(60.0, 60.0), []
+    with presence.losses(lost.append):
+        stream = await opened(presence, replace(ANNA, instance=b"first"))
+        await stream.aclose()
+        again = await opened(presence, replace(ANNA, instance=b"first"))
+        await again.aclose()
+        assert lost == []
+        restarted = await opened(presence, replace(ANNA, instance=b"second"))
+        assert lost == [ANNA.client_id]
+        assert presence.is_present(ANNA.client_id)
+        await restarted.aclose()
+
+
+async def test_a_new_process_that_finds_its_invitation_is_no_loss() -> None:
+    presence, lost = Presence(60.0, 60.0), []
+    with presence.losses(lost.append):
+        stream = await opened(presence, replace(ANNA, instance=b"first"))
+        await stream.aclose()
+        presence.send(ANNA.client_id, event("one"))
+        restarted = await opened(presence, replace(ANNA, instance=b"second"))
+        assert (await anext(restarted)).job_ended.job_id == "one"
+        assert lost == []
+        await restarted.aclose()
