@@ -178,6 +178,7 @@ class Participation:
                 self._evaluate(response.evaluation, tasks)
             case "job_ended":
                 self._site.feedback.forget(response.job_ended.job_id)
+                self._work.forget_job(response.job_ended.job_id)
                 tell(self._observer.job_ended, response.job_ended.job_id, response.job_ended.status)
             case _:
                 # A heartbeat, or something newer than this site.

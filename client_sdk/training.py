@@ -77,9 +77,16 @@ class TrainerThread:
 
     def forget(self, job_id: str, round_id: int) -> None:
         """Let go of the update of a round that is over."""
-        if self._task is not None and (self._task.job_id, self._task.round_id) == (job_id, round_id):
+        self._forget_if(lambda task: (task.job_id, task.round_id) == (job_id, round_id))
+
+    def forget_job(self, job_id: str) -> None:
+        """Let go of the update of a job that is over."""
+        self._forget_if(lambda task: task.job_id == job_id)
+
+    def _forget_if(self, is_over: Callable[[Task], bool]) -> None:
+        if self._task is not None and is_over(self._task):
             self._task = self._update = None
-        if self._kept is not None and (self._kept.job_id, self._kept.round_id) == (job_id, round_id):
+        if self._kept is not None and is_over(self._kept):
             self._kept = None
             # In the thread, behind a `save` that may be running.
             self._submit(self._spool.forget)

@@ -12,7 +12,7 @@ import structlog
 
 import fl_core
 from fl_core.codec.tensors import TensorManifest
-from fl_core.errors import NotEnough, PlanError, StreamError
+from fl_core.errors import NotEnough, NotFound, PlanError, StreamError
 from fl_core.rounds.job import JobSpec, job_from_mapping
 from fl_core.rounds.plan import ClientId, JobId
 from fl_core.rounds.planner import check_job, check_private_job
@@ -27,7 +27,7 @@ from fl_core.wire.convert import (
     session_id_from_proto,
 )
 from fl_core.wire.v1 import coordinator_pb2 as pb
-from fl_core.wire.v1 import coordinator_pb2_grpc, status_pb2, tensors_pb2
+from fl_core.wire.v1 import coordinator_pb2_grpc, round_pb2, status_pb2, tensors_pb2
 from services.coordinator.downloads import ModelDownloads
 from services.coordinator.driver import Driver, spec_of
 from services.coordinator.models import StoredModel
@@ -47,6 +47,7 @@ log = structlog.get_logger(__name__)
 MAX_SPEC_BYTES = 1 << 20
 STALL_TIMEOUT_S = 30.0
 MAX_INSTANCE_BYTES = 16
+LONGEST_JOB_ID = 256
 WATCH_POLL_S = 5.0
 WATCH_PAUSE_S = 0.05
 LONGEST_EVALUATION_S = 86_400.0
@@ -98,7 +99,10 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServiceServicer):
         instance = request.instance[:MAX_INSTANCE_BYTES]
         site = ConnectedSite(ClientId(identity.id), identity.certificate_sha256, instance)
         log.info("site_connected", client_id=site.client_id, sdk_version=request.sdk_version[:64])
+        over = await self._is_over(request.trained_job_id, request.trained_round_id)
         with self._streams.hold((identity.name, "rounds")):
+            if over is not None:
+                yield over
             async with aclosing(self._with.presence.stream(site)) as events:
                 async for event in events:
                     yield event
@@ -290,6 +294,27 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServiceServicer):
         await self._with.leadership.require()
         await self._with.inbox.receive(caller(context), aiter(request_iterator))
         return pb.ReportAggregateResponse()
+
+    async def _is_over(self, job_id: str, round_id: int) -> pb.WatchRoundsResponse | None:
+        """Word to a site that still holds an update for a round, if that round ended while it was away."""
+        if not job_id or len(job_id) > LONGEST_JOB_ID:
+            return None
+        try:
+            job = await self._with.jobs.job(job_id)
+        except NotFound:
+            return pb.WatchRoundsResponse(job_ended=pb.JobEnded(job_id=job_id, status="unknown"))
+        if job.status.is_final:
+            return pb.WatchRoundsResponse(job_ended=pb.JobEnded(job_id=job_id, status=job.status.value))
+        if round_id > job.rounds_committed:
+            return None
+        ended = pb.AttemptEnded(
+            job_id=job_id,
+            round_id=round_id,
+            attempt=await self._with.rounds.last_attempt(job_id, round_id),
+            state=round_pb2.ROUND_STATE_COMMITTED,
+            model_version=job.model_version,
+        )
+        return pb.WatchRoundsResponse(attempt_ended=ended)
 
     async def _parameters(
         self, model: ModelRecord, have_digest: bytes

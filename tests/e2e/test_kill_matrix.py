@@ -25,6 +25,10 @@ WHOLE = tuple((service, phase) for phase in PHASES for service in SERVICES)
 CASES = WHOLE if os.environ.get("TACIT_KILL_MATRIX") else SHORT
 
 
+OUTAGE_S = 180.0 if os.environ.get("TACIT_KILL_MATRIX") else 3.0
+"""How long every service is away at once."""
+
+
 async def kill_in_round(federation: BatteredFederation, service: str, phase: str, round_id: int) -> None:
     """Kill a service while a round stands still in a phase, and start it again."""
     if phase in PHASES[:6]:
@@ -66,4 +70,41 @@ async def test_a_job_outlives_the_death_of_each_service_in_each_phase(tmp_path: 
         assert set(federation.trainings().values()) == {1}
         reasons = {report.abandon_reason for report in reports} - {None}
         assert reasons <= {AbandonReason.SERVICE_RESTARTED, AbandonReason.TOO_FEW_UPLOADS}
+    federation.check_files()
+
+
+async def test_sites_and_their_job_outlive_the_absence_of_every_service(tmp_path: Path) -> None:
+    async with battered_federation(tmp_path, SITES) as federation:
+        federation.shut("training", 1)
+        job_id = await federation.submit(rounds=2, cohort={"min": SITES, "max": SITES}, max_attempts=1)
+        await federation.until_step("training", 1, SITES)
+        for service in SERVICES:
+            await federation.kill_service(service)
+        await asyncio.sleep(OUTAGE_S)
+        federation.open(1)
+        for service in SERVICES:
+            federation.cluster.start_service(service)
+        reports = await federation.until_committed(job_id, 2)
+        assert federation.check_exact(reports) == 2
+        assert all(process.alive for process in federation.sites.values())
+        assert set(federation.trainings().values()) == {1}
+        federation.check_chain()
+    federation.check_files()
+
+
+async def test_a_site_that_was_killed_after_its_training_does_not_train_again(tmp_path: Path) -> None:
+    async with battered_federation(tmp_path, SITES) as federation:
+        federation.shut("keys_shared", 1)
+        job_id = await federation.submit(rounds=1, cohort={"min": SITES, "max": SITES})
+        await federation.until_step("keys_shared", 1, SITES)
+        spooled = tmp_path / "sites" / "site-2" / "state" / "trained.sealed"
+        await federation.until(spooled.exists, "the update of site-2 on its disk")
+        await federation.kill_site("site-2")
+        federation.start_site("site-2")
+        federation.open(1)
+        reports = await federation.until_committed(job_id, 1)
+        federation.check_exact(reports)
+        assert set(federation.trainings().values()) == {1}
+        # Gone with the round that it was for.
+        await federation.until(lambda: not spooled.exists(), "the end of the spooled update")
     federation.check_files()
