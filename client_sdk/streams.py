@@ -43,6 +43,20 @@ async def receive(call: grpc.aio.StreamStreamCall[Request, Response]) -> Respons
     return cast(Response, message)
 
 
+async def answered(call: grpc.aio.StreamUnaryCall[Request, Response]) -> None:
+    """Wait until the peer has sent its initial metadata, or has ended the call; the next write shows which."""
+    ended = asyncio.Event()
+    call.add_done_callback(lambda _call: ended.set())
+    # A call that fails before its initial metadata never says so to those who wait for them.
+    waiting = [asyncio.ensure_future(call.initial_metadata()), asyncio.ensure_future(ended.wait())]
+    try:
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waiting:
+            wait.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+
+
 async def finish(call: grpc.aio.StreamStreamCall[Request, Response]) -> None:
     """Let a call that has said everything end by itself: a cancelled one is an error in the service's log.
 

@@ -10,11 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from client_sdk.leaving import UploadRefused
+from client_sdk.streams import answered
 from fl_core.errors import RemoteProtocolError, SessionFrozen, TacitError, UnknownSession
 from fl_core.rounds.plan import RoundPlan
 from fl_core.rounds.uploads import upload_payload
 from fl_core.secagg.messages import RingVector
-from fl_core.transport.errors import from_rpc_error
+from fl_core.transport.errors import from_rpc_error, printable
 from fl_core.transport.peer import call_unary
 from fl_core.transport.retry import Backoff
 from fl_core.wire.chunks import chunk_count, chunks_of
@@ -98,12 +99,7 @@ class Sending:
         except TacitError as error:
             if error.retryable:
                 raise
-            raise UploadRefused(
-                f"the aggregator refused the update ({error.code}): {error.what}",
-                expected=error.expected,
-                got=error.got,
-                fix=error.fix,
-            ) from error
+            raise _refused(error.code, error.what, expected=error.expected, got=error.got, fix=error.fix) from error
         self._check(response)
 
     async def _ask(self) -> int | None:
@@ -117,8 +113,12 @@ class Sending:
             case aggregator_pb2.UPLOAD_STATE_ACCEPTED if record.upload_sha256 == upload.digest:
                 return None
             case aggregator_pb2.UPLOAD_STATE_REFUSED:
-                raise UploadRefused(
-                    "the aggregator refused the update", got=f"{record.error_code}: {record.error_message}"
+                raise _refused(
+                    printable(record.error_code),
+                    printable(record.error_what),
+                    expected=printable(record.error_expected) or None,
+                    got=printable(record.error_got) or None,
+                    fix=printable(record.error_fix) or None,
                 )
         raise RemoteProtocolError(
             "the aggregator has another update of this site",
@@ -168,6 +168,10 @@ class Sending:
         count = chunk_count(rest.nbytes, header.stream.chunk_bytes)
         if not await _write(call, aggregator_pb2.UpdateParametersRequest(header=header)):
             return False
+        # The aggregator's answer to the header says that it is this site's turn; nothing waits in buffers until then.
+        await answered(call)
+        if call.done():
+            return False
         for chunk in chunks_of(rest, header.stream.chunk_bytes):
             if not await _write(call, aggregator_pb2.UpdateParametersRequest(chunk=chunk)):
                 return False
@@ -184,6 +188,10 @@ class Sending:
                 got=response.upload_sha256[:32].hex(),
                 fix="do not go on with this aggregator; wait for the next attempt",
             )
+
+
+def _refused(code: str, what: str, *, expected: object, got: object, fix: str | None) -> UploadRefused:
+    return UploadRefused(f"the aggregator refused the update ({code}): {what}", expected=expected, got=got, fix=fix)
 
 
 async def _write(

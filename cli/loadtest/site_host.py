@@ -12,6 +12,7 @@ import logging
 import resource
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ from services.runtime.collector import tune_collector
 from services.runtime.server import loop_factory
 
 COMMAND_BYTES = 1 << 24
+THREADS = 2
 
 
 class SiteHost:
@@ -51,6 +53,8 @@ class SiteHost:
 
     async def run(self) -> None:
         """Do what the parent says, until it says no more."""
+        # More threads than cores would only take the interpreter away from the event loop.
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS))
         emit("ready")
         commands = await _stdin()
         try:

@@ -47,8 +47,16 @@ class UploadIntake:
         header: aggregator_pb2.UpdateHeader,
         requests: AsyncIterator[aggregator_pb2.UpdateParametersRequest],
         trust: TrustStore,
+        begin: Callable[[], Awaitable[None]],
     ) -> bytes:
-        """Take the upload of the site that is known to be at `header.index`; `trust` checks what it signed about it.
+        """Take the upload of the site that is known to be at `header.index`.
+
+        Args:
+            session: what it is an upload for.
+            header: its first message.
+            requests: the others.
+            trust: checks what the site signed about it.
+            begin: tells the site that it is its turn. What it sends before waits in the buffers of gRPC.
 
         Returns:
             SHA-256 of its bytes, which are in the sum now.
@@ -71,7 +79,7 @@ class UploadIntake:
         try:
             if session.plan.aggregation is Aggregation.PAILLIER:
                 session.encrypted_sum().expect(index, header.statement, trust)
-            return await self._receive_upload(session, header, requests, received)
+            return await self._receive_upload(session, header, requests, begin, received)
         except Truncated:
             session.note_broken(index, received.count)
             raise
@@ -117,16 +125,19 @@ class UploadIntake:
         session: AggregationSession,
         header: aggregator_pb2.UpdateHeader,
         requests: AsyncIterator[aggregator_pb2.UpdateParametersRequest],
+        begin: Callable[[], Awaitable[None]],
         received: "_Tally",
     ) -> bytes:
         _check_model(session.plan, header)
         index = header.index
         if session.upload_of(index) is not None:
+            await begin()
             # Bytes that were accepted before are only compared, so they need no room.
             return await self._compare(session, header, requests, received)
         key = UploadKey(session.plan.session_id, index)
         async with _Turn(self._slots, self._stall_timeout_s) as turn, self._open(key, session.plan, header) as opened:
             upload, stream = opened
+            await begin()
             try:
                 while (chunk := await turn.next_chunk(upload, requests)) is not None:
                     session.check_may_upload(index)

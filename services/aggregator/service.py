@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -97,7 +98,8 @@ class AggregatorService(aggregator_pb2_grpc.AggregatorServiceServicer):
             session = self._sessions.get(session_id_from_proto(header.session_id))
             check_site(session.plan, identity, header.index)
             _bind(session.plan, index=header.index)
-            sha256 = await self._intake.receive_upload(session, header, requests, self._credentials.trust)
+            trust, begin = self._credentials.trust, partial(_begin, context)
+            sha256 = await self._intake.receive_upload(session, header, requests, trust, begin)
         return aggregator_pb2.UpdateParametersResponse(session_id=session.plan.session_id, upload_sha256=sha256)
 
     async def GetUpload(  # noqa: N802
@@ -225,6 +227,11 @@ class AggregatorService(aggregator_pb2_grpc.AggregatorServiceServicer):
             )
 
 
+async def _begin(context: Context) -> None:
+    """Tell a site that the aggregator takes its chunks now."""
+    await context.send_initial_metadata(())
+
+
 def _check_keyserver(plan: RoundPlan, identity: Identity) -> None:
     if plan.keyserver is None:
         raise RemoteProtocolError("a session without masks has none", expected="a session with secure aggregation")
@@ -242,8 +249,14 @@ def _upload_state(upload: Upload | None, kept: Kept) -> aggregator_pb2.GetUpload
         )
     if upload.error is None:
         return aggregator_pb2.GetUploadResponse(state=aggregator_pb2.UPLOAD_STATE_ACCEPTED, upload_sha256=upload.sha256)
+    error = upload.error
     return aggregator_pb2.GetUploadResponse(
-        state=aggregator_pb2.UPLOAD_STATE_REFUSED, error_code=upload.error.code, error_message=str(upload.error)
+        state=aggregator_pb2.UPLOAD_STATE_REFUSED,
+        error_code=error.code,
+        error_what=error.what,
+        error_expected="" if error.expected is None else str(error.expected),
+        error_got="" if error.got is None else str(error.got),
+        error_fix=error.fix or "",
     )
 
 

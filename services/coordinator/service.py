@@ -50,6 +50,8 @@ MAX_INSTANCE_BYTES = 16
 LONGEST_JOB_ID = 256
 WATCH_POLL_S = 5.0
 WATCH_PAUSE_S = 0.05
+WATCH_SHARE = 5.0
+"""The pause after a look at a job, in times of the look."""
 LONGEST_EVALUATION_S = 86_400.0
 
 ROLES = role_table(
@@ -248,6 +250,7 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServiceServicer):
             waiting = asyncio.ensure_future(self._driver.changes(request.job_id).wait(WATCH_POLL_S))
             try:
                 await asyncio.sleep(0)
+                began = monotonic()
                 job = await self._with.jobs.job(request.job_id)
                 for report in await self._with.rounds.reports(job.job_id, after=after):
                     after = (report.round_id, report.attempt)
@@ -258,11 +261,12 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServiceServicer):
                     yield pb.WatchJobResponse(status=status)
                 if job.status.is_final:
                     return
+                look_s = monotonic() - began
                 await waiting
             finally:
                 waiting.cancel()
-            # Many sites often drop out at once: one look is enough for all of them.
-            await asyncio.sleep(WATCH_PAUSE_S)
+            # Many sites drop out at once, and a look at a large cohort takes its time: watching stays a small part.
+            await asyncio.sleep(max(WATCH_PAUSE_S, WATCH_SHARE * look_s))
 
     async def CancelJob(  # noqa: N802
         self,

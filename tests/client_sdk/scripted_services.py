@@ -186,6 +186,7 @@ class ScriptedAggregator(aggregator_pb2_grpc.AggregatorServiceServicer):
         self.headers.append(header)
         if self.refusal is not None:
             await refuse(context, self.refusal)
+        await context.send_initial_metadata(())
         payload = await self._read(request_iterator, header, context)
         async with self.changed:
             self.uploads[header.session_id][header.index] = payload

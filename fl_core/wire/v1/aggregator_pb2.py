@@ -27,15 +27,15 @@ from fl_core.wire.v1 import status_pb2 as fl__core_dot_wire_dot_v1_dot_status__p
 from fl_core.wire.v1 import tensors_pb2 as fl__core_dot_wire_dot_v1_dot_tensors__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n fl_core/wire/v1/aggregator.proto\x12\x0f\x66l_core.wire.v1\x1a\x1b\x66l_core/wire/v1/round.proto\x1a\x1c\x66l_core/wire/v1/status.proto\x1a\x1d\x66l_core/wire/v1/tensors.proto\"\xc0\x01\n\x0cUpdateHeader\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\r\n\x05index\x18\x02 \x01(\r\x12\x15\n\rmodel_version\x18\x03 \x01(\x04\x12-\n\x06stream\x18\x04 \x01(\x0b\x32\x1d.fl_core.wire.v1.StreamHeader\x12\x12\n\nfirst_byte\x18\x05 \x01(\x04\x12\x33\n\tstatement\x18\t \x01(\x0b\x32 .fl_core.wire.v1.UploadStatement\"\xae\x01\n\x17UpdateParametersRequest\x12/\n\x06header\x18\x01 \x01(\x0b\x32\x1d.fl_core.wire.v1.UpdateHeaderH\x00\x12\'\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x16.fl_core.wire.v1.ChunkH\x00\x12\x31\n\x07trailer\x18\x03 \x01(\x0b\x32\x1e.fl_core.wire.v1.StreamTrailerH\x00\x42\x06\n\x04part\"E\n\x18UpdateParametersResponse\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x15\n\rupload_sha256\x18\x02 \x01(\x0c\"5\n\x10GetUploadRequest\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\r\n\x05index\x18\x02 \x01(\r\"\xaf\x01\n\x11GetUploadResponse\x12+\n\x05state\x18\x01 \x01(\x0e\x32\x1c.fl_core.wire.v1.UploadState\x12\x15\n\rupload_sha256\x18\x02 \x01(\x0c\x12\x12\n\nerror_code\x18\x03 \x01(\t\x12\x15\n\rerror_message\x18\x04 \x01(\t\x12\x14\n\x0cstaged_bytes\x18\x05 \x01(\x04\x12\x15\n\rstaged_sha256\x18\x06 \x01(\x0c\"B\n\x16OpenAggregationRequest\x12(\n\x04plan\x18\x01 \x01(\x0b\x32\x1a.fl_core.wire.v1.RoundPlan\"-\n\x17OpenAggregationResponse\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\"-\n\x17WatchAggregationRequest\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\"~\n\x0cUploadRecord\x12\r\n\x05index\x18\x01 \x01(\r\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x02 \x01(\x08\x12.\n\x06reason\x18\x03 \x01(\x0e\x32\x1e.fl_core.wire.v1.DropoutReason\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t\x12\r\n\x05\x62ytes\x18\x05 \x01(\x04\"I\n\x18WatchAggregationResponse\x12-\n\x06upload\x18\x01 \x01(\x0b\x32\x1d.fl_core.wire.v1.UploadRecord\";\n\x13\x41\x64mitUploadsRequest\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x10\n\x08\x65ligible\x18\x02 \x03(\r\"\x16\n\x14\x41\x64mitUploadsResponse\">\n\x16\x46reezeSurvivorsRequest\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x10\n\x08\x65ligible\x18\x02 \x03(\r\"W\n\x17\x46reezeSurvivorsResponse\x12\x11\n\tsurvivors\x18\x01 \x03(\r\x12)\n\x04part\x18\x02 \x01(\x0b\x32\x1b.fl_core.wire.v1.SignedPart\"b\n\nMaskHeader\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x11\n\tsurvivors\x18\x02 \x03(\r\x12-\n\x06stream\x18\x03 \x01(\x0b\x32\x1d.fl_core.wire.v1.StreamHeader\"\xa6\x01\n\x11SubmitMaskRequest\x12-\n\x06header\x18\x01 \x01(\x0b\x32\x1b.fl_core.wire.v1.MaskHeaderH\x00\x12\'\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x16.fl_core.wire.v1.ChunkH\x00\x12\x31\n\x07trailer\x18\x03 \x01(\x0b\x32\x1e.fl_core.wire.v1.StreamTrailerH\x00\x42\x06\n\x04part\"\x14\n\x12SubmitMaskResponse\"/\n\x19\x41\x62\x61ndonAggregationRequest\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\"\x1c\n\x1a\x41\x62\x61ndonAggregationResponse*y\n\x0bUploadState\x12\x1c\n\x18UPLOAD_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13UPLOAD_STATE_ABSENT\x10\x01\x12\x19\n\x15UPLOAD_STATE_ACCEPTED\x10\x02\x12\x18\n\x14UPLOAD_STATE_REFUSED\x10\x03\x32\x82\x07\n\x11\x41ggregatorService\x12i\n\x10UpdateParameters\x12(.fl_core.wire.v1.UpdateParametersRequest\x1a).fl_core.wire.v1.UpdateParametersResponse(\x01\x12R\n\tGetUpload\x12!.fl_core.wire.v1.GetUploadRequest\x1a\".fl_core.wire.v1.GetUploadResponse\x12\x64\n\x0fOpenAggregation\x12\'.fl_core.wire.v1.OpenAggregationRequest\x1a(.fl_core.wire.v1.OpenAggregationResponse\x12i\n\x10WatchAggregation\x12(.fl_core.wire.v1.WatchAggregationRequest\x1a).fl_core.wire.v1.WatchAggregationResponse0\x01\x12[\n\x0c\x41\x64mitUploads\x12$.fl_core.wire.v1.AdmitUploadsRequest\x1a%.fl_core.wire.v1.AdmitUploadsResponse\x12\x64\n\x0f\x46reezeSurvivors\x12\'.fl_core.wire.v1.FreezeSurvivorsRequest\x1a(.fl_core.wire.v1.FreezeSurvivorsResponse\x12W\n\nSubmitMask\x12\".fl_core.wire.v1.SubmitMaskRequest\x1a#.fl_core.wire.v1.SubmitMaskResponse(\x01\x12m\n\x12\x41\x62\x61ndonAggregation\x12*.fl_core.wire.v1.AbandonAggregationRequest\x1a+.fl_core.wire.v1.AbandonAggregationResponse\x12R\n\tGetStatus\x12!.fl_core.wire.v1.GetStatusRequest\x1a\".fl_core.wire.v1.GetStatusResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n fl_core/wire/v1/aggregator.proto\x12\x0f\x66l_core.wire.v1\x1a\x1b\x66l_core/wire/v1/round.proto\x1a\x1c\x66l_core/wire/v1/status.proto\x1a\x1d\x66l_core/wire/v1/tensors.proto\"\xc0\x01\n\x0cUpdateHeader\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\r\n\x05index\x18\x02 \x01(\r\x12\x15\n\rmodel_version\x18\x03 \x01(\x04\x12-\n\x06stream\x18\x04 \x01(\x0b\x32\x1d.fl_core.wire.v1.StreamHeader\x12\x12\n\nfirst_byte\x18\x05 \x01(\x04\x12\x33\n\tstatement\x18\t \x01(\x0b\x32 .fl_core.wire.v1.UploadStatement\"\xae\x01\n\x17UpdateParametersRequest\x12/\n\x06header\x18\x01 \x01(\x0b\x32\x1d.fl_core.wire.v1.UpdateHeaderH\x00\x12\'\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x16.fl_core.wire.v1.ChunkH\x00\x12\x31\n\x07trailer\x18\x03 \x01(\x0b\x32\x1e.fl_core.wire.v1.StreamTrailerH\x00\x42\x06\n\x04part\"E\n\x18UpdateParametersResponse\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x15\n\rupload_sha256\x18\x02 \x01(\x0c\"5\n\x10GetUploadRequest\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\r\n\x05index\x18\x02 \x01(\r\"\xea\x01\n\x11GetUploadResponse\x12+\n\x05state\x18\x01 \x01(\x0e\x32\x1c.fl_core.wire.v1.UploadState\x12\x15\n\rupload_sha256\x18\x02 \x01(\x0c\x12\x12\n\nerror_code\x18\x03 \x01(\t\x12\x12\n\nerror_what\x18\x04 \x01(\t\x12\x14\n\x0cstaged_bytes\x18\x05 \x01(\x04\x12\x15\n\rstaged_sha256\x18\x06 \x01(\x0c\x12\x16\n\x0e\x65rror_expected\x18\x07 \x01(\t\x12\x11\n\terror_got\x18\x08 \x01(\t\x12\x11\n\terror_fix\x18\t \x01(\t\"B\n\x16OpenAggregationRequest\x12(\n\x04plan\x18\x01 \x01(\x0b\x32\x1a.fl_core.wire.v1.RoundPlan\"-\n\x17OpenAggregationResponse\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\"-\n\x17WatchAggregationRequest\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\"~\n\x0cUploadRecord\x12\r\n\x05index\x18\x01 \x01(\r\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x02 \x01(\x08\x12.\n\x06reason\x18\x03 \x01(\x0e\x32\x1e.fl_core.wire.v1.DropoutReason\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t\x12\r\n\x05\x62ytes\x18\x05 \x01(\x04\"I\n\x18WatchAggregationResponse\x12-\n\x06upload\x18\x01 \x01(\x0b\x32\x1d.fl_core.wire.v1.UploadRecord\";\n\x13\x41\x64mitUploadsRequest\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x10\n\x08\x65ligible\x18\x02 \x03(\r\"\x16\n\x14\x41\x64mitUploadsResponse\">\n\x16\x46reezeSurvivorsRequest\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x10\n\x08\x65ligible\x18\x02 \x03(\r\"W\n\x17\x46reezeSurvivorsResponse\x12\x11\n\tsurvivors\x18\x01 \x03(\r\x12)\n\x04part\x18\x02 \x01(\x0b\x32\x1b.fl_core.wire.v1.SignedPart\"b\n\nMaskHeader\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x11\n\tsurvivors\x18\x02 \x03(\r\x12-\n\x06stream\x18\x03 \x01(\x0b\x32\x1d.fl_core.wire.v1.StreamHeader\"\xa6\x01\n\x11SubmitMaskRequest\x12-\n\x06header\x18\x01 \x01(\x0b\x32\x1b.fl_core.wire.v1.MaskHeaderH\x00\x12\'\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x16.fl_core.wire.v1.ChunkH\x00\x12\x31\n\x07trailer\x18\x03 \x01(\x0b\x32\x1e.fl_core.wire.v1.StreamTrailerH\x00\x42\x06\n\x04part\"\x14\n\x12SubmitMaskResponse\"/\n\x19\x41\x62\x61ndonAggregationRequest\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\"\x1c\n\x1a\x41\x62\x61ndonAggregationResponse*y\n\x0bUploadState\x12\x1c\n\x18UPLOAD_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13UPLOAD_STATE_ABSENT\x10\x01\x12\x19\n\x15UPLOAD_STATE_ACCEPTED\x10\x02\x12\x18\n\x14UPLOAD_STATE_REFUSED\x10\x03\x32\x82\x07\n\x11\x41ggregatorService\x12i\n\x10UpdateParameters\x12(.fl_core.wire.v1.UpdateParametersRequest\x1a).fl_core.wire.v1.UpdateParametersResponse(\x01\x12R\n\tGetUpload\x12!.fl_core.wire.v1.GetUploadRequest\x1a\".fl_core.wire.v1.GetUploadResponse\x12\x64\n\x0fOpenAggregation\x12\'.fl_core.wire.v1.OpenAggregationRequest\x1a(.fl_core.wire.v1.OpenAggregationResponse\x12i\n\x10WatchAggregation\x12(.fl_core.wire.v1.WatchAggregationRequest\x1a).fl_core.wire.v1.WatchAggregationResponse0\x01\x12[\n\x0c\x41\x64mitUploads\x12$.fl_core.wire.v1.AdmitUploadsRequest\x1a%.fl_core.wire.v1.AdmitUploadsResponse\x12\x64\n\x0f\x46reezeSurvivors\x12\'.fl_core.wire.v1.FreezeSurvivorsRequest\x1a(.fl_core.wire.v1.FreezeSurvivorsResponse\x12W\n\nSubmitMask\x12\".fl_core.wire.v1.SubmitMaskRequest\x1a#.fl_core.wire.v1.SubmitMaskResponse(\x01\x12m\n\x12\x41\x62\x61ndonAggregation\x12*.fl_core.wire.v1.AbandonAggregationRequest\x1a+.fl_core.wire.v1.AbandonAggregationResponse\x12R\n\tGetStatus\x12!.fl_core.wire.v1.GetStatusRequest\x1a\".fl_core.wire.v1.GetStatusResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fl_core.wire.v1.aggregator_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_UPLOADSTATE']._serialized_start=1792
-  _globals['_UPLOADSTATE']._serialized_end=1913
+  _globals['_UPLOADSTATE']._serialized_start=1851
+  _globals['_UPLOADSTATE']._serialized_end=1972
   _globals['_UPDATEHEADER']._serialized_start=144
   _globals['_UPDATEHEADER']._serialized_end=336
   _globals['_UPDATEPARAMETERSREQUEST']._serialized_start=339
@@ -45,35 +45,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETUPLOADREQUEST']._serialized_start=586
   _globals['_GETUPLOADREQUEST']._serialized_end=639
   _globals['_GETUPLOADRESPONSE']._serialized_start=642
-  _globals['_GETUPLOADRESPONSE']._serialized_end=817
-  _globals['_OPENAGGREGATIONREQUEST']._serialized_start=819
-  _globals['_OPENAGGREGATIONREQUEST']._serialized_end=885
-  _globals['_OPENAGGREGATIONRESPONSE']._serialized_start=887
-  _globals['_OPENAGGREGATIONRESPONSE']._serialized_end=932
-  _globals['_WATCHAGGREGATIONREQUEST']._serialized_start=934
-  _globals['_WATCHAGGREGATIONREQUEST']._serialized_end=979
-  _globals['_UPLOADRECORD']._serialized_start=981
-  _globals['_UPLOADRECORD']._serialized_end=1107
-  _globals['_WATCHAGGREGATIONRESPONSE']._serialized_start=1109
-  _globals['_WATCHAGGREGATIONRESPONSE']._serialized_end=1182
-  _globals['_ADMITUPLOADSREQUEST']._serialized_start=1184
-  _globals['_ADMITUPLOADSREQUEST']._serialized_end=1243
-  _globals['_ADMITUPLOADSRESPONSE']._serialized_start=1245
-  _globals['_ADMITUPLOADSRESPONSE']._serialized_end=1267
-  _globals['_FREEZESURVIVORSREQUEST']._serialized_start=1269
-  _globals['_FREEZESURVIVORSREQUEST']._serialized_end=1331
-  _globals['_FREEZESURVIVORSRESPONSE']._serialized_start=1333
-  _globals['_FREEZESURVIVORSRESPONSE']._serialized_end=1420
-  _globals['_MASKHEADER']._serialized_start=1422
-  _globals['_MASKHEADER']._serialized_end=1520
-  _globals['_SUBMITMASKREQUEST']._serialized_start=1523
-  _globals['_SUBMITMASKREQUEST']._serialized_end=1689
-  _globals['_SUBMITMASKRESPONSE']._serialized_start=1691
-  _globals['_SUBMITMASKRESPONSE']._serialized_end=1711
-  _globals['_ABANDONAGGREGATIONREQUEST']._serialized_start=1713
-  _globals['_ABANDONAGGREGATIONREQUEST']._serialized_end=1760
-  _globals['_ABANDONAGGREGATIONRESPONSE']._serialized_start=1762
-  _globals['_ABANDONAGGREGATIONRESPONSE']._serialized_end=1790
-  _globals['_AGGREGATORSERVICE']._serialized_start=1916
-  _globals['_AGGREGATORSERVICE']._serialized_end=2814
+  _globals['_GETUPLOADRESPONSE']._serialized_end=876
+  _globals['_OPENAGGREGATIONREQUEST']._serialized_start=878
+  _globals['_OPENAGGREGATIONREQUEST']._serialized_end=944
+  _globals['_OPENAGGREGATIONRESPONSE']._serialized_start=946
+  _globals['_OPENAGGREGATIONRESPONSE']._serialized_end=991
+  _globals['_WATCHAGGREGATIONREQUEST']._serialized_start=993
+  _globals['_WATCHAGGREGATIONREQUEST']._serialized_end=1038
+  _globals['_UPLOADRECORD']._serialized_start=1040
+  _globals['_UPLOADRECORD']._serialized_end=1166
+  _globals['_WATCHAGGREGATIONRESPONSE']._serialized_start=1168
+  _globals['_WATCHAGGREGATIONRESPONSE']._serialized_end=1241
+  _globals['_ADMITUPLOADSREQUEST']._serialized_start=1243
+  _globals['_ADMITUPLOADSREQUEST']._serialized_end=1302
+  _globals['_ADMITUPLOADSRESPONSE']._serialized_start=1304
+  _globals['_ADMITUPLOADSRESPONSE']._serialized_end=1326
+  _globals['_FREEZESURVIVORSREQUEST']._serialized_start=1328
+  _globals['_FREEZESURVIVORSREQUEST']._serialized_end=1390
+  _globals['_FREEZESURVIVORSRESPONSE']._serialized_start=1392
+  _globals['_FREEZESURVIVORSRESPONSE']._serialized_end=1479
+  _globals['_MASKHEADER']._serialized_start=1481
+  _globals['_MASKHEADER']._serialized_end=1579
+  _globals['_SUBMITMASKREQUEST']._serialized_start=1582
+  _globals['_SUBMITMASKREQUEST']._serialized_end=1748
+  _globals['_SUBMITMASKRESPONSE']._serialized_start=1750
+  _globals['_SUBMITMASKRESPONSE']._serialized_end=1770
+  _globals['_ABANDONAGGREGATIONREQUEST']._serialized_start=1772
+  _globals['_ABANDONAGGREGATIONREQUEST']._serialized_end=1819
+  _globals['_ABANDONAGGREGATIONRESPONSE']._serialized_start=1821
+  _globals['_ABANDONAGGREGATIONRESPONSE']._serialized_end=1849
+  _globals['_AGGREGATORSERVICE']._serialized_start=1975
+  _globals['_AGGREGATORSERVICE']._serialized_end=2873
 # @@protoc_insertion_point(module_scope)

@@ -148,27 +148,37 @@ class GetUploadResponse(google.protobuf.message.Message):
     STATE_FIELD_NUMBER: builtins.int
     UPLOAD_SHA256_FIELD_NUMBER: builtins.int
     ERROR_CODE_FIELD_NUMBER: builtins.int
-    ERROR_MESSAGE_FIELD_NUMBER: builtins.int
+    ERROR_WHAT_FIELD_NUMBER: builtins.int
     STAGED_BYTES_FIELD_NUMBER: builtins.int
     STAGED_SHA256_FIELD_NUMBER: builtins.int
+    ERROR_EXPECTED_FIELD_NUMBER: builtins.int
+    ERROR_GOT_FIELD_NUMBER: builtins.int
+    ERROR_FIX_FIELD_NUMBER: builtins.int
     state: global___UploadState.ValueType
     upload_sha256: builtins.bytes
     error_code: builtins.str
-    error_message: builtins.str
+    """Of an upload that was refused: the error, as the site would have got it if its status had not been lost."""
+    error_what: builtins.str
     staged_bytes: builtins.int
     """Of an upload that broke off: the bytes that are kept, from the first one on, and their SHA-256."""
     staged_sha256: builtins.bytes
+    error_expected: builtins.str
+    error_got: builtins.str
+    error_fix: builtins.str
     def __init__(
         self,
         *,
         state: global___UploadState.ValueType = ...,
         upload_sha256: builtins.bytes = ...,
         error_code: builtins.str = ...,
-        error_message: builtins.str = ...,
+        error_what: builtins.str = ...,
         staged_bytes: builtins.int = ...,
         staged_sha256: builtins.bytes = ...,
+        error_expected: builtins.str = ...,
+        error_got: builtins.str = ...,
+        error_fix: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["error_code", b"error_code", "error_message", b"error_message", "staged_bytes", b"staged_bytes", "staged_sha256", b"staged_sha256", "state", b"state", "upload_sha256", b"upload_sha256"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["error_code", b"error_code", "error_expected", b"error_expected", "error_fix", b"error_fix", "error_got", b"error_got", "error_what", b"error_what", "staged_bytes", b"staged_bytes", "staged_sha256", b"staged_sha256", "state", b"state", "upload_sha256", b"upload_sha256"]) -> None: ...
 
 global___GetUploadResponse = GetUploadResponse
 

@@ -86,7 +86,8 @@ class AggregatorServiceServicer(object):
     """Missing associated documentation comment in .proto file."""
 
     def UpdateParameters(self, request_iterator, context):
-        """site: my update -> acknowledgement.
+        """site: my update -> acknowledgement. The site sends the header; the aggregator answers with its initial metadata when
+        it is the turn of this upload; then the site sends the chunks.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

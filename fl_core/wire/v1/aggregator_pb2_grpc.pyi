@@ -24,7 +24,9 @@ class AggregatorServiceStub:
         fl_core.wire.v1.aggregator_pb2.UpdateParametersRequest,
         fl_core.wire.v1.aggregator_pb2.UpdateParametersResponse,
     ]
-    """site: my update -> acknowledgement."""
+    """site: my update -> acknowledgement. The site sends the header; the aggregator answers with its initial metadata when
+    it is the turn of this upload; then the site sends the chunks.
+    """
 
     GetUpload: grpc.UnaryUnaryMultiCallable[
         fl_core.wire.v1.aggregator_pb2.GetUploadRequest,
@@ -79,7 +81,9 @@ class AggregatorServiceAsyncStub:
         fl_core.wire.v1.aggregator_pb2.UpdateParametersRequest,
         fl_core.wire.v1.aggregator_pb2.UpdateParametersResponse,
     ]
-    """site: my update -> acknowledgement."""
+    """site: my update -> acknowledgement. The site sends the header; the aggregator answers with its initial metadata when
+    it is the turn of this upload; then the site sends the chunks.
+    """
 
     GetUpload: grpc.aio.UnaryUnaryMultiCallable[
         fl_core.wire.v1.aggregator_pb2.GetUploadRequest,
@@ -136,7 +140,9 @@ class AggregatorServiceServicer(metaclass=abc.ABCMeta):
         request_iterator: _MaybeAsyncIterator[fl_core.wire.v1.aggregator_pb2.UpdateParametersRequest],
         context: _ServicerContext,
     ) -> typing.Union[fl_core.wire.v1.aggregator_pb2.UpdateParametersResponse, collections.abc.Awaitable[fl_core.wire.v1.aggregator_pb2.UpdateParametersResponse]]:
-        """site: my update -> acknowledgement."""
+        """site: my update -> acknowledgement. The site sends the header; the aggregator answers with its initial metadata when
+        it is the turn of this upload; then the site sends the chunks.
+        """
 
     @abc.abstractmethod
     def GetUpload(
