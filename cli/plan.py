@@ -84,7 +84,11 @@ def _question_of_job(path: Path) -> "Question":
 
     spec, tensors = read_job(path)
     if spec.aggregation is not Aggregation.SECAGG:
-        raise PlanError("a plain job has nothing to plan", expected="aggregation: secagg", got=spec.aggregation.value)
+        raise PlanError(
+            "only the exchange of keys of a masked job is planned here",
+            expected="aggregation: secagg",
+            got=spec.aggregation.value,
+        )
     check_job(spec)
     codec = choose_codec(spec.codec, spec.cohort.largest_session, spec.codec.clip)
     parameters = sum(int(tensor.size) for tensor in tensors.values())

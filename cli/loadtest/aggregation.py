@@ -15,6 +15,8 @@ class LoadAggregation(StrEnum):
     """Masked, against sites and servers that do anything; the graph is sparse only where that halves the work."""
     SECAGG_PLUS = "secagg+"
     """Masked, on the sparse graph of Bell et al. 2020 against honest-but-curious servers and 5% of the sites."""
+    PAILLIER = "paillier"
+    """Encrypted, under a key of the cluster's own key server."""
     PLAIN = "plain"
 
     @property
@@ -36,4 +38,6 @@ class LoadAggregation(StrEnum):
         policy: dict[str, object] = {"require_secure_aggregation": self is not LoadAggregation.PLAIN, "min_cohort": 3}
         if self is LoadAggregation.SECAGG_PLUS:
             policy["min_profile"] = PROFILE
+        if self is LoadAggregation.PAILLIER:
+            policy["paillier"] = "keyserver"
         return policy

@@ -99,7 +99,8 @@ def _federation(options: "LoadOptions", target: str | None, authority: Path) -> 
     from cli.loadtest.federation import local_federation, running_federation
 
     if target is None:
-        return local_federation(options.workdir)
+        is_encrypted = options.aggregation is LoadAggregation.PAILLIER
+        return local_federation(options.workdir, has_paillier_key=is_encrypted)
     return running_federation(target, authority, options.workdir)
 
 

@@ -54,9 +54,10 @@ class Federation:
 
 
 @contextmanager
-def local_federation(workdir: Path) -> Iterator[Federation]:
+def local_federation(workdir: Path, *, has_paillier_key: bool = False) -> Iterator[Federation]:
     """A cluster of its own, which runs while the block does."""
-    with LocalCluster(workdir / "cluster", ClusterOptions(presence_grace_s=PRESENCE_GRACE_S)) as cluster:
+    options = ClusterOptions(presence_grace_s=PRESENCE_GRACE_S, has_paillier_key=has_paillier_key)
+    with LocalCluster(workdir / "cluster", options) as cluster:
         authority = CertificateAuthority.load(cluster.workdir / "ca")
         pids = {name: process.popen.pid for name, process in cluster.processes.items()}
         yield Federation(cluster.addresses["coordinator"], authority, workdir, pids)

@@ -26,6 +26,7 @@ _POINTS = {
         VanishPoint.MID_UPLOAD,
         VanishPoint.UPLOADED,
     ),
+    Aggregation.PAILLIER: (VanishPoint.INVITED, VanishPoint.TRAINED, VanishPoint.MID_UPLOAD, VanishPoint.UPLOADED),
     Aggregation.PLAIN: (VanishPoint.INVITED, VanishPoint.TRAINED, VanishPoint.MID_UPLOAD, VanishPoint.UPLOADED),
 }
 

@@ -1,19 +1,26 @@
 """What a site refuses before it takes part."""
 
+import json
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from scripted_services import SCHEDULE, Cluster
 
 from client_sdk import SitePolicy
-from client_sdk.policy import check_invitation, check_services
+from client_sdk.policy import PaillierPolicy, check_invitation, check_services
 from fl_core.codec.spec import CodecSpec
 from fl_core.errors import ConfigError, PlanError, PolicyRefused
-from fl_core.rounds.plan import ClientId, RosterEntry, RoundPlan, ServiceEndpoint, SparseGraph
+from fl_core.rounds.paillier_terms import PaillierTerms
+from fl_core.rounds.plan import Aggregation, ClientId, RosterEntry, RoundPlan, ServiceEndpoint, SparseGraph
 from fl_core.secagg.degrees import Profile
 from fl_core.transport.identity import Role
 
+KEY = json.loads((Path(__file__).parents[1] / "vectors" / "paillier.json").read_text())["iso_18033_6"]
+MODULUS = int(KEY["p"], 16) * int(KEY["q"], 16)
 SITES = ("alpha", "beta", "gamma")
 ANY = SitePolicy(min_cohort=1)
 
@@ -181,3 +188,56 @@ def test_a_policy_for_sparse_graphs_checks_itself(change: dict[str, Any]) -> Non
 
 def test_a_profile_may_be_written_as_text() -> None:
     assert SitePolicy(min_profile="honest_but_curious").min_profile is Profile.HONEST_BUT_CURIOUS  # type: ignore[arg-type]
+
+
+def encrypted(plan: RoundPlan, **changes: Any) -> RoundPlan:
+    terms = PaillierTerms(int(MODULUS).to_bytes(256, "big"), b"s" * 70)
+    return replace(plan, aggregation=Aggregation.PAILLIER, paillier=terms, min_survivors=3, max_dropout=0.0, **changes)
+
+
+def test_an_encrypted_attempt_is_declined_unless_the_owner_says_otherwise(federation: Any, plan: RoundPlan) -> None:
+    identity = federation.credentials(Role.SITE, "alpha").identity
+    for policy in (ANY, SitePolicy(require_secure_aggregation=False), SitePolicy(paillier=PaillierPolicy.THRESHOLD)):
+        with pytest.raises(PolicyRefused, match=r"policy\.paillier"):
+            check_invitation(encrypted(plan), policy, identity)
+    assert check_invitation(encrypted(plan), SitePolicy(paillier=PaillierPolicy.KEYSERVER), identity) == 0
+
+
+@pytest.mark.parametrize(
+    "conditions", [{"min_cohort": 4}, {"trusted_sites": ("beta",), "min_trusted": 1}, {"min_cohort_difference": 2}]
+)
+def test_conditions_on_survivors_cannot_be_kept_in_an_encrypted_attempt(
+    federation: Any, plan: RoundPlan, conditions: dict[str, Any]
+) -> None:
+    policy = SitePolicy(paillier=PaillierPolicy.KEYSERVER, **conditions)
+    with pytest.raises(PolicyRefused):
+        check_invitation(encrypted(plan), policy, federation.credentials(Role.SITE, "alpha").identity)
+
+
+def test_an_encrypted_plan_under_a_short_key_or_for_two_survivors_is_declined(federation: Any, plan: RoundPlan) -> None:
+    identity, policy = (
+        federation.credentials(Role.SITE, "alpha").identity,
+        SitePolicy(paillier=PaillierPolicy.KEYSERVER),
+    )
+    short = replace(encrypted(plan), paillier=PaillierTerms((3 * 5 * (1 << 1000) + 15).to_bytes(126, "big"), b"s"))
+    with pytest.raises(PlanError, match="wrong size"):
+        check_invitation(short, policy, identity)
+    with pytest.raises(PlanError, match="hides none"):
+        check_invitation(replace(encrypted(plan), threshold=2, min_survivors=2), policy, identity)
+
+
+def test_an_unknown_word_for_paillier_is_refused() -> None:
+    with pytest.raises(ConfigError, match="paillier"):
+        SitePolicy(paillier="perhaps")  # type: ignore[arg-type]
+
+
+def test_a_site_without_gmpy2_reads_plans_and_says_what_an_encrypted_one_needs() -> None:
+    code = (
+        "import sys; sys.modules['gmpy2'] = None\n"
+        "import client_sdk, client_sdk.attempt, fl_core.wire.convert\n"
+        "from fl_core.errors import ConfigError\n"
+        "try:\n    import client_sdk.encrypted_upload\n"
+        "except ConfigError as error:\n    print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert "pip install 'tacit[paillier]'" in done.stdout
