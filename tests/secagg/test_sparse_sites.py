@@ -8,6 +8,7 @@ import pytest
 
 from fl_core.crypto.agreement import generate_key_pair
 from fl_core.errors import BadSignature, IdentityError, LocalProtocolError, NotEnough, RemoteProtocolError, TacitError
+from fl_core.secagg.context import HararySpec
 from fl_core.secagg.exchange import CollectingAdvertisements
 from fl_core.secagg.graph import HararyGraph
 from fl_core.secagg.messages import (
@@ -338,3 +339,25 @@ def test_a_site_reveals_shares_of_its_neighbours_only_and_one_kind_of_each() -> 
     _, revealed = stage.sites[3].step(stage.proof)
     assert [share.owner for share in revealed.mask_key_shares] == [near[0]]
     assert [share.owner for share in revealed.self_seed_shares] == list(near[1:])
+
+
+@pytest.mark.parametrize(("needs", "refused"), [((2, 2), False), ((2, 1), True), ((1, 2), False)])
+def test_the_audit_asks_for_what_the_u1_that_there_is_needs(needs: tuple[int, ...], refused: bool) -> None:
+    """One site of fourteen sends no keys, and two others, far from one another on the ring, drop out later."""
+    cohort = stages.make_cohort(14, threshold=2, min_survivors=10, sparse=stages.Sparse(4, needs))
+    shared = stages.share(stages.advertise(cohort, range(13)))
+    graph = shared.sites[0].directory.graph
+    assert isinstance(graph, HararyGraph)
+    ring = graph.order
+    gone = {ring[0], ring[6]}
+    uploaded = stages.upload(shared, [index for index in range(13) if index not in gone])
+    if refused:
+        with pytest.raises(NotEnough, match="cut the graph"):
+            stages.sign(uploaded)
+    else:
+        stages.sign(uploaded)
+
+
+def test_the_last_need_counts_for_every_smaller_u1() -> None:
+    spec = HararySpec(6, bytes(32), (3, 2))
+    assert [spec.audit_need(absent) for absent in (0, 1, 2, 100)] == [3, 2, 2, 2]
