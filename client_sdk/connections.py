@@ -70,6 +70,7 @@ class Connections:
         self._place = 0
         self._network = network or DirectNetwork()
         self._coordinator: _Link | None = None
+        self._replicas: dict[str, _Link] = {}
         self._services: dict[tuple[Role, ServiceEndpoint], _Link] = {}
 
     @property
@@ -104,7 +105,7 @@ class Connections:
         """host:port of the replica that is called now."""
         return self._addresses[self._place]
 
-    async def turn(self, error: TacitError) -> None:
+    def turn(self, error: TacitError) -> None:
         """Call another replica from now on, where there is one: the one that drives the rounds, as far as it is named.
 
         Only addresses of this site's own configuration are called, whatever a coordinator says.
@@ -112,14 +113,9 @@ class Connections:
         Args:
             error: why the present one is of no use.
         """
-        if len(self._addresses) == 1:
-            return
         named = str(error.expected) if isinstance(error, NotLeading) else ""
         following = (self._place + 1) % len(self._addresses)
         self._place = self._addresses.index(named) if named in self._addresses else following
-        link, self._coordinator = self._coordinator, None
-        if link is not None:
-            await link.channel.close()
 
     async def connect(self) -> "CoordinatorServiceAsyncStub":
         """Look at the coordinator's certificate, and open a channel if there is none for it.
@@ -132,10 +128,11 @@ class Connections:
             await self.close()
             self._credentials = self._live.current
         certificate = await self._look_at(self.coordinator_address, Role.COORDINATOR, None)
-        if self._coordinator is None:
-            channel = self._network.open(self.coordinator_address, self._credentials, Role.COORDINATOR, None)
-            self._coordinator = _Link(channel, certificate)
-        self._coordinator = _Link(self._coordinator.channel, certificate)
+        address = self.coordinator_address
+        known = self._replicas.get(address)
+        channel = known.channel if known else self._network.open(address, self._credentials, Role.COORDINATOR, None)
+        # The channel to another replica stays open: a call of the running attempt may be on it.
+        self._coordinator = self._replicas[address] = _Link(channel, certificate)
         return self.coordinator
 
     async def services(self, plan: RoundPlan) -> Services:
@@ -159,8 +156,8 @@ class Connections:
 
     async def close(self) -> None:
         """Close every channel."""
-        links = [*self._services.values(), *([self._coordinator] if self._coordinator else [])]
-        self._services, self._coordinator = {}, None
+        links = [*self._services.values(), *self._replicas.values()]
+        self._services, self._replicas, self._coordinator = {}, {}, None
         for link in links:
             await link.channel.close()
 

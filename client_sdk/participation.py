@@ -128,7 +128,7 @@ class Participation:
                 if isinstance(error, IdentityError) and not self._was_connected:
                     raise
                 log.warning("coordinator_lost", coordinator=self._connections.coordinator_address, error=str(error))
-                await self._connections.turn(error)
+                self._connections.turn(error)
             if loop.time() - began > STEADY_S:
                 backoff.reset()
             await asyncio.sleep(backoff.next_delay())

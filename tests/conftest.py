@@ -1,13 +1,14 @@
 """Fixtures of the whole tree: a federation with its CA, and free ports."""
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+from postgres_server import find_binaries, running_postgres
 
 from fl_core.transport.authority import CERTIFICATE_DAYS, CertificateAuthority, IssuedFiles
 from fl_core.transport.identity import Role, TrustStore
@@ -57,6 +58,16 @@ class Federation:
             "grace_seconds": 0.2,
         }
         return kind(**{**defaults, **fields})
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[str]:
+    """The URL of a PostgreSQL that runs for this session, without a database name."""
+    binaries = find_binaries()
+    if binaries is None:
+        pytest.skip("no PostgreSQL here: neither initdb on PATH nor /usr/lib/postgresql/*/bin")
+    with running_postgres(binaries) as url:
+        yield url
 
 
 @pytest.fixture

@@ -120,7 +120,7 @@ class AggregatorService(aggregator_pb2_grpc.AggregatorServiceServicer):
         owner = caller(context)
         check_addressed(plan.aggregator, self._credentials.current.identity)
         if self._sessions.find(plan.session_id, owner) is None:
-            self._sessions.supersede(plan, owner)
+            self._sessions.supersede(plan)
             self._check_memory(plan)
             self._sessions.add(AggregationSession(plan, self._folding, self._partial), owner)
             log.info("aggregation_opened", job_id=plan.job_id, sites=len(plan.roster))
@@ -176,11 +176,13 @@ class AggregatorService(aggregator_pb2_grpc.AggregatorServiceServicer):
         return aggregator_pb2.SubmitMaskResponse()
 
     async def AbandonAggregation(  # noqa: N802
-        self, request: aggregator_pb2.AbandonAggregationRequest, context: Context
+        self,
+        request: aggregator_pb2.AbandonAggregationRequest,
+        context: Context,  # noqa: ARG002
     ) -> aggregator_pb2.AbandonAggregationResponse:
-        """Coordinator: forget a session. Abandoning one that is gone changes nothing."""
+        """Coordinator, or the replica that took over from it: forget a session. One that is gone stays gone."""
         session_id = session_id_from_proto(request.session_id)
-        if self._sessions.find(session_id, caller(context)) is not None:
+        if self._sessions.knows(session_id):
             self._sessions.drop(session_id, "abandoned")
             log.info("aggregation_abandoned", session_id=session_id.hex())
         return aggregator_pb2.AbandonAggregationResponse()

@@ -263,4 +263,7 @@ async def _whole(write: Coroutine[Any, Any, None], keep: Callable[[], None]) -> 
         await write
         keep()
 
-    await run_to_end(lambda: asyncio.create_task(both()))
+    task = asyncio.create_task(both())
+    # The error of a write whose caller has gone concerns nobody.
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())
+    await run_to_end(lambda: task)

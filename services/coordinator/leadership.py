@@ -101,12 +101,24 @@ class Leadership:
             log.info("leadership_taken", token=lease.token)
             try:
                 await run_beside(work(), self._keep(lease))
-            except* LeaseLost as lost:
-                log.warning("leadership_lost", error=str(lost.exceptions[0]))
+            except* StorageError as failures:
+                # A transaction that a stopped process left open was ended by the database, and says only that.
+                await self._check_lost(lease, failures)
+                log.warning("leadership_lost", error=str(failures.exceptions[0]))
             finally:
                 self._lease = None
                 await self._leases.release(lease)
             step_down(await self._not_leading())
+
+    async def _check_lost(self, lease: Lease, failures: BaseExceptionGroup[StorageError]) -> None:
+        """Check that a failure came from a lease that is lost; any other one is raised again."""
+        if failures.subgroup(LeaseLost) is not None:
+            return
+        try:
+            await self._leases.renew(lease)
+        except LeaseLost:
+            return
+        raise failures
 
     async def _wait(self) -> Lease:
         log.info("leadership_awaited", leader=await self.leader())

@@ -145,6 +145,7 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServiceServicer):
         self, request: pb.CountersignReleaseRequest, context: Context
     ) -> pb.CountersignReleaseResponse:
         """Site: I take part in this release, and this is what my ledger counts for it."""
+        await self._with.leadership.require()
         identity = caller(context)
         plan = self._driver.session_of(session_id_from_proto(request.session_id)).plan
         index = plan.index_of(identity.id)

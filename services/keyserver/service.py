@@ -170,7 +170,7 @@ class KeyServerService(keyserver_pb2_grpc.KeyServerServiceServicer):
         self._check_plan(plan)
         await self._journal.check_not_unmasked(plan.session_id)
         if self._sessions.find(plan.session_id, owner) is None:
-            self._sessions.supersede(plan, owner)
+            self._sessions.supersede(plan)
             session = self._new_session(plan)
             self._sessions.add(session, owner)
             self._start(session)
@@ -269,11 +269,13 @@ class KeyServerService(keyserver_pb2_grpc.KeyServerServiceServicer):
                 yield response
 
     async def AbandonExchange(  # noqa: N802
-        self, request: keyserver_pb2.AbandonExchangeRequest, context: Context
+        self,
+        request: keyserver_pb2.AbandonExchangeRequest,
+        context: Context,  # noqa: ARG002
     ) -> keyserver_pb2.AbandonExchangeResponse:
-        """Coordinator: forget a session. Abandoning one that is gone changes nothing."""
+        """Coordinator, or the replica that took over from it: forget a session. One that is gone stays gone."""
         session_id = session_id_from_proto(request.session_id)
-        if self._sessions.find(session_id, caller(context)) is not None:
+        if self._sessions.knows(session_id):
             self._sessions.drop(session_id, "abandoned")
             log.info("exchange_abandoned", session_id=session_id.hex())
         return keyserver_pb2.AbandonExchangeResponse()

@@ -31,6 +31,10 @@ _DRIVERS = {
     "postgresql+asyncpg": "postgresql+asyncpg",
 }
 
+# A process that is stopped in the middle of a transaction holds its locks, among them that of its lease: the database
+# ends the transaction, so that another replica can take over.
+_POSTGRES_SETTINGS = {"idle_in_transaction_session_timeout": "5s"}
+
 # Any constant does; it keeps two services from migrating one PostgreSQL database at the same time.
 _MIGRATION_LOCK = 0x7AC17
 
@@ -182,7 +186,7 @@ def open_database(url: str) -> Database:
     if parsed.get_backend_name() == "sqlite":
         engine = _sqlite_engine(parsed)
     else:
-        engine = create_async_engine(parsed, pool_pre_ping=True)
+        engine = create_async_engine(parsed, pool_pre_ping=True, connect_args={"server_settings": _POSTGRES_SETTINGS})
     return Database(engine, async_sessionmaker(engine, expire_on_commit=False))
 
 

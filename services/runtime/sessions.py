@@ -43,6 +43,8 @@ def lifetime_s(plan: RoundPlan) -> float:
 class SessionTable(Generic[SessionT]):
     """Sessions by their id. Every session belongs to the coordinator that opened it.
 
+    A coordinator that takes over from another one can do nothing with the other's sessions but give them up.
+
     Args:
         max_open: sessions that may be open at once; finished ones do not count.
     """
@@ -76,6 +78,10 @@ class SessionTable(Generic[SessionT]):
         """
         return self.owned(session_id, owner) if session_id in self._sessions else None
 
+    def knows(self, session_id: bytes) -> bool:
+        """Whether there is a session of this id, whoever opened it."""
+        return session_id in self._sessions
+
     def add(self, session: SessionT, owner: Identity) -> None:
         """Keep a new session until its deadline.
 
@@ -88,13 +94,12 @@ class SessionTable(Generic[SessionT]):
         self._owners[plan.session_id] = owner
         self._schedule(plan.session_id, lifetime_s(plan), "expired")
 
-    def supersede(self, plan: RoundPlan, owner: Identity) -> None:
-        """Drop older attempts of the same job and coordinator: a coordinator that restarted may not know of them."""
+    def supersede(self, plan: RoundPlan) -> None:
+        """Drop older attempts of the same job: a coordinator that restarted, or took over, may not know of them."""
         newer = (plan.round_id, plan.attempt)
         for session in self.open_sessions:
             older = session.plan
-            is_same_job = older.job_id == plan.job_id and self._owners[older.session_id].name == owner.name
-            if is_same_job and (older.round_id, older.attempt) < newer:
+            if older.job_id == plan.job_id and (older.round_id, older.attempt) < newer:
                 self.drop(older.session_id, "superseded by a newer attempt of its job")
 
     def owner_id(self, session_id: bytes) -> str:

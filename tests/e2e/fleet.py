@@ -11,14 +11,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import yaml
-from whole_federation import RING_BITS, WholeFederation
+from whole_federation import RING_BITS, STUBS, WholeFederation
 
 from cli.demo.exactness import plain_sum_sha256
 from cli.processes import ChildProcess, stop_all
 from fl_core.rounds.report import RoundReport, SessionReport
+from fl_core.transport.channel import open_channel
 from fl_core.transport.identity import Role
+from fl_core.wire.v1 import status_pb2
 from services.coordinator.program import running_coordinator
 from services.coordinator.settings import CoordinatorSettings
 from services.keyserver import program as keyserver_program
@@ -35,6 +38,7 @@ class Fleet(WholeFederation):
     def __init__(self, federation: Any, folder: Path, free_port: Callable[[], int]) -> None:
         super().__init__(federation, folder)
         self.processes: dict[str, ChildProcess] = {}
+        self.leader = ""
         self._free_port = free_port
         self.stack.callback(self._stop)
 
@@ -45,7 +49,32 @@ class Fleet(WholeFederation):
         self.addresses[Role.AGGREGATOR] = ",".join(found)
         served = [await self._serve_keys(f"key-{number}") for number in range(1, keyservers + 1)]
         self.addresses[Role.KEYSERVER] = ",".join(served)
-        await self._until_ready()
+        await self.until_ready()
+
+    def stub(self, role: Role, caller: Any) -> Any:
+        """A stub of the first replica of a service, of the coordinator that leads where that was looked for."""
+        address = self.leader if role is Role.COORDINATOR and self.leader else self.addresses[role].split(",")[0]
+        channel = open_channel(address, caller, role)
+        self.stack.push_async_callback(channel.close)
+        return STUBS[role](channel)
+
+    async def until_led(self, *, not_by: str = "") -> str:
+        """Wait until a coordinator says that it drives the rounds, and give its address."""
+        async with asyncio.timeout(READY_S):
+            while True:
+                for address in self.addresses[Role.COORDINATOR].split(","):
+                    if address != not_by and (await self.coordinator_status(address)).leading:
+                        self.leader = address
+                        return address
+                await asyncio.sleep(0.1)
+
+    async def coordinator_status(self, address: str) -> Any:
+        """What one replica says; nothing when it does not answer."""
+        async with open_channel(address, self.operator, Role.COORDINATOR) as channel:
+            try:
+                return await STUBS[Role.COORDINATOR](channel).GetStatus(status_pb2.GetStatusRequest(), timeout=2)
+            except grpc.aio.AioRpcError:
+                return status_pb2.GetStatusResponse()
 
     async def serve_coordinator(self, **settings: Any) -> None:
         """One coordinator, in this process."""
@@ -90,6 +119,20 @@ class Fleet(WholeFederation):
         """Send a signal to a service, by its process id."""
         os.kill(self.processes[service_id].popen.pid, number)
 
+    def id_of(self, address: str) -> str:
+        """The id of the coordinator at an address."""
+        return f"coord-{self.addresses[Role.COORDINATOR].split(',').index(address) + 1}"
+
+    def log_of(self, service_id: str) -> str:
+        """Everything that a process has logged."""
+        return self.processes[service_id].log.read_text(errors="replace")
+
+    async def until_logged(self, service_id: str, event: str) -> None:
+        """Wait until a process has logged an event."""
+        async with asyncio.timeout(READY_S):
+            while event not in self.log_of(service_id):
+                await asyncio.sleep(0.1)
+
     def exact_sessions(self, report: RoundReport) -> list[SessionReport]:
         """The committed sessions of a report, each checked against the plain sum of what its survivors recorded."""
         committed = [session for session in report.sessions if session.aggregate_sha256]
@@ -131,7 +174,12 @@ class Fleet(WholeFederation):
         )
         return await self.stack.enter_async_context(server)
 
-    async def _until_ready(self) -> None:
+    async def until_ready(self) -> None:
+        """Wait until every process answers calls.
+
+        Raises:
+            ConfigError: one ended instead.
+        """
         async with asyncio.timeout(READY_S):
             for process in self.processes.values():
                 while "ready " not in process.log.read_text(errors="replace"):

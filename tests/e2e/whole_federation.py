@@ -218,7 +218,7 @@ class WholeFederation:
         """The configuration of a site."""
         files = self.federation.issue(Role.SITE, client_id)
         return SiteConfig(
-            coordinator=self.addresses[Role.COORDINATOR],
+            coordinator=self.addresses[Role.COORDINATOR].split(","),
             certificate=files.certificate,
             key=files.key,
             ca=files.ca,
@@ -277,11 +277,11 @@ class WholeFederation:
         with rpc_errors():
             return str((await self._operator().SubmitJob(stream(), timeout=10)).job_id)
 
-    async def watch(self, job_id: str) -> list[RoundReport]:
+    async def watch(self, job_id: str, patience_s: float = 60.0) -> list[RoundReport]:
         """The reports of a job, once it has completed."""
         reports: list[RoundReport] = []
         status = ""
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(patience_s):
             async for event in self._operator().WatchJob(coordinator_pb2.WatchJobRequest(job_id=job_id)):
                 if event.HasField("report"):
                     reports.append(report_from_proto(event.report))

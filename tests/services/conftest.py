@@ -1,21 +1,10 @@
 """Fixtures of the services' tests: databases of both kinds."""
 
 import secrets
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from postgres_server import create_database, find_binaries, running_postgres
-
-
-@pytest.fixture(scope="session")
-def postgres_server() -> Iterator[str]:
-    """The URL of a PostgreSQL that runs for this session, without a database name."""
-    binaries = find_binaries()
-    if binaries is None:
-        pytest.skip("no PostgreSQL here: neither initdb on PATH nor /usr/lib/postgresql/*/bin")
-    with running_postgres(binaries) as url:
-        yield url
+from postgres_server import create_database
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

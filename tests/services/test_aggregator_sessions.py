@@ -179,11 +179,23 @@ async def test_a_session_belongs_to_the_coordinator_that_opened_it(cluster: Clus
     other = await cluster.aggregator(Role.COORDINATOR, "other-coord")
     for call, request in (
         (other.FreezeSurvivors, aggregator_pb2.FreezeSurvivorsRequest(session_id=plan.session_id)),
-        (other.AbandonAggregation, aggregator_pb2.AbandonAggregationRequest(session_id=plan.session_id)),
         (other.OpenAggregation, aggregator_pb2.OpenAggregationRequest(plan=plan_to_proto(plan))),
     ):
         with pytest.raises(PermissionRefused, match="belongs to another coordinator"), rpc_errors():
             await call(request, timeout=10)
+
+
+async def test_a_coordinator_that_took_over_gives_up_what_the_other_one_opened(cluster: Cluster) -> None:
+    plan, newer = cluster.plain_plan(), replace(cluster.plain_plan(), attempt=2)
+    other = await cluster.aggregator(Role.COORDINATOR, "other-coord")
+    await cluster.open_plan(plan)
+    await other.OpenAggregation(aggregator_pb2.OpenAggregationRequest(plan=plan_to_proto(newer)), timeout=10)
+    with pytest.raises(UnknownSession, match="superseded by a newer attempt"):
+        await (await cluster.site(plan, 0)).upload()
+    request = aggregator_pb2.AbandonAggregationRequest(session_id=newer.session_id)
+    await (await cluster.aggregator(Role.COORDINATOR, "third-coord")).AbandonAggregation(request, timeout=10)
+    with pytest.raises(UnknownSession, match="abandoned"):
+        await (await cluster.site(newer, 0)).upload()
 
 
 @pytest.mark.parametrize("method", ["OpenAggregation", "FreezeSurvivors", "AbandonAggregation"])
