@@ -246,7 +246,7 @@ class BatteredFederation:
         assert [report.round_id for report in committed] == list(range(1, len(committed) + 1))
         folder = self.cluster.workdir / "sites"
         for report in committed[self._checked :]:
-            assert is_exact(report, folder, RING_BITS), report
+            assert is_exact(report, folder), report
         self._checked = len(committed)
         for path in folder.glob(f"*/{PLAIN_UPDATES}/*.npz"):
             with np.load(path) as record:
