@@ -15,6 +15,7 @@ MODULES = {
     "secagg": "benchmarks.secagg",
     "secaggplus": "benchmarks.secaggplus",
     "masking": "benchmarks.masking",
+    "codecs": "benchmarks.codecs",
     "crowd": "benchmarks.crowd",
     "paillier": "benchmarks.paillier",
 }
