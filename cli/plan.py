@@ -22,6 +22,9 @@ def plan(
         float | None, typer.Option(help="Fraction of sites that may collude with the servers; 0.3 unless the job says.")
     ] = None,
     bits: Annotated[int | None, typer.Option(help="Bits of one site's coordinate; 16 unless the job says.")] = None,
+    codec: Annotated[
+        str | None, typer.Option(help="A codec by its name, in place of --bits.", show_default=False)
+    ] = None,
     profile: Annotated[
         str | None,
         typer.Option(
@@ -52,6 +55,11 @@ def plan(
         bits=question.bits if bits is None else bits,
         profile=question.profile if profile is None else _profile(profile),
     )
+    if codec is not None:
+        if not _is_maskable(codec):
+            _plan_plain(question, codec, as_json)
+            return
+        question = _with_codec(question, codec)
     costs = PACKAGED
     if measure:
         from cli.unit_costs import measure_unit_costs
@@ -104,6 +112,48 @@ def _question_of_job(path: Path) -> "Question":
         profile=spec.profile,
         coordinates=codec.length(parameters, spec.max_weight),
     )
+
+
+def _is_maskable(codec: str) -> bool:
+    from fl_core.codec.presets import PRESETS
+    from fl_core.errors import ConfigError
+
+    if codec not in PRESETS:
+        raise ConfigError("--codec is unknown", expected=" | ".join(PRESETS), got=codec)
+    return PRESETS[codec].is_maskable
+
+
+def _with_codec(question: "Question", name: str) -> "Question":
+    """The same cohort and model with another codec, in the rounds after its first, when its span is known."""
+    from dataclasses import replace
+
+    from fl_core.rounds.job import JobSpec, read_codec
+    from fl_core.rounds.planner import choose_codec
+
+    choice = read_codec(name)
+    spec = choose_codec(choice, question.sites, choice.clip)
+    coordinates = spec.length(question.parameters, JobSpec("plan", rounds=1).max_weight)
+    return replace(
+        question,
+        bits=spec.bits,
+        ring_bits=spec.ring_bits,
+        coordinates=coordinates,
+    )
+
+
+def _plan_plain(question: "Question", name: str, as_json: bool) -> None:
+    """What a codec for plain rounds costs: it has neither keys nor masks, so that the upload is all."""
+    from fl_core.codec.plain_payload import largest_payload
+    from fl_core.rounds.job import JobSpec, read_codec
+    from fl_core.rounds.planner import choose_codec
+
+    choice = read_codec(name)
+    spec = choose_codec(choice, question.sites, choice.clip)
+    most = largest_payload(spec, question.parameters, JobSpec("plan", rounds=1).max_weight)
+    if as_json:
+        print_json({"sites": question.sites, "parameters": question.parameters, "bytes_up_per_site": most})
+        return
+    console().print(f"{name} is for plain rounds only: an upload of at most {bytes_text(most)} for each site")
 
 
 def _profile(name: str) -> "Profile":

@@ -41,6 +41,14 @@ def encode_places(places: Places, size: int) -> bytes:
     return bytes([_BITMAP]) + np.packbits(taken, bitorder="little").tobytes()
 
 
+def most_code_bytes(count: int, size: int) -> int:
+    """Most bytes that the code of so many places of `size` can have.
+
+    A byte of a varint before its last stands for 128 places at least, of which there are only `size`.
+    """
+    return 1 + min(-(-size // 8), count + size // 128)
+
+
 def decode_places(code: bytes | memoryview, count: int, size: int) -> Places:
     """Read back what `encode_places` wrote.
 

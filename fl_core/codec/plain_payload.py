@@ -14,13 +14,14 @@ import numpy as np
 import numpy.typing as npt
 import zstandard
 
-from fl_core.codec.indices import decode_places, encode_places
+from fl_core.codec.indices import decode_places, encode_places, most_code_bytes
 from fl_core.codec.packing import Buffer, pack, packed_bytes, unpack
 from fl_core.codec.spec import CodecSpec, Levels, Selection
 from fl_core.crypto.mask_prg import RingVector, lane_dtype
 from fl_core.errors import CodecError
 
 ZSTD_LEVEL = 1
+_COUNT_BYTES, _SIGN_BYTES = 8, 4
 _ENTROPY_WORTH_TRYING = 1 << 10
 """Bytes below which zstd gains nothing over its own frame."""
 
@@ -42,7 +43,14 @@ def largest_payload(spec: CodecSpec, size: int, max_weight: int) -> int:
         size: coordinates of the model.
         max_weight: of the plan.
     """
-    return 1 + packed_bytes(spec.header(max_weight), spec.ring_bits) + packed_bytes(spec.body(size), spec.bits)
+    body, begin = spec.body(size), 1 + packed_bytes(spec.header(max_weight), spec.ring_bits)
+    if spec.levels is Levels.SIGN and body:
+        return begin + _SIGN_BYTES + packed_bytes(body, 1)
+    packed = packed_bytes(body, spec.bits)
+    if spec.selection is not Selection.TOP:
+        return begin + packed
+    kept = spec.kept(size)
+    return begin + min(packed, _COUNT_BYTES + packed_bytes(kept, spec.bits) + most_code_bytes(kept, body))
 
 
 def write_payload(spec: CodecSpec, max_weight: int, upload: RingVector) -> npt.NDArray[np.uint8]:
@@ -130,18 +138,18 @@ def _read_levels(spec: CodecSpec, size: int, kind: int, body: memoryview, out: R
 def _write_places(spec: CodecSpec, levels: RingVector) -> Buffer:
     """Levels of the places that are not zero, packed; then the places. How many is in front, in eight bytes."""
     places = np.flatnonzero(levels != spec.top // 2)
-    count = len(places).to_bytes(8, "little")
+    count = len(places).to_bytes(_COUNT_BYTES, "little")
     return count + pack(levels[places], spec.bits).tobytes() + encode_places(places, len(levels))
 
 
 def _read_places(spec: CodecSpec, most: int, body: memoryview, out: RingVector) -> None:
-    count = int.from_bytes(body[:8], "little")
-    if len(body) < 8 or count > most:
+    count = int.from_bytes(body[:_COUNT_BYTES], "little")
+    if len(body) < _COUNT_BYTES or count > most:
         raise CodecError("a payload has too many coordinates", expected=f"up to {most}", got=count)
-    end = 8 + packed_bytes(count, spec.bits)
+    end = _COUNT_BYTES + packed_bytes(count, spec.bits)
     if len(body) < end:
         raise CodecError("a payload is truncated", expected=f"{end} bytes and more", got=len(body))
-    levels, places = unpack(body[8:end], count, spec.bits), decode_places(body[end:], count, len(out))
+    levels, places = unpack(body[_COUNT_BYTES:end], count, spec.bits), decode_places(body[end:], count, len(out))
     out.fill(spec.top // 2)
     out[places] = levels
 
@@ -152,14 +160,14 @@ def _write_signs(spec: CodecSpec, levels: RingVector) -> Buffer:
     is_low = levels != high
     if not np.isin(levels, (high, spec.top - high)).all():
         raise CodecError("an upload of signs has more than two levels", expected="two", got="more")
-    return high.to_bytes(4, "little") + np.packbits(is_low, bitorder="little").tobytes()
+    return high.to_bytes(_SIGN_BYTES, "little") + np.packbits(is_low, bitorder="little").tobytes()
 
 
 def _read_signs(spec: CodecSpec, body: memoryview, out: RingVector) -> None:
-    high = int.from_bytes(body[:4], "little")
-    if len(body) < 4 or not spec.top // 2 <= high <= spec.top:
+    high = int.from_bytes(body[:_SIGN_BYTES], "little")
+    if len(body) < _SIGN_BYTES or not spec.top // 2 <= high <= spec.top:
         raise CodecError("the level of a sign is out of range", expected=f"{spec.top // 2} to {spec.top}", got=high)
-    signs = unpack(body[4:], len(out), 1)
+    signs = unpack(body[_SIGN_BYTES:], len(out), 1)
     out[:] = np.where(signs, spec.top - high, high)
 
 

@@ -29,8 +29,8 @@ def _preset(purpose: str, *, is_maskable: bool = True, **settings: Setting) -> P
 PRESETS: Mapping[str, Preset] = MappingProxyType(
     {
         "exact32": _preset("as fine as a ring of 32 bits allows", ring_bits=32),
-        "int16": _preset("half the bytes of floats, no visible loss", bits=16),
-        "int8": _preset("a third of the bytes of floats", bits=8, adaptive=True),
+        "int16": _preset("five eighths of the bytes of floats, no visible loss", bits=16),
+        "int8": _preset("three eighths of the bytes of floats", bits=8, adaptive=True),
         "int8-rotated": _preset("for updates with a few large coordinates", bits=8, rotation=True, adaptive=True),
         "int4-rotated": _preset("a quarter of the bytes of floats", bits=4, rotation=True, adaptive=True),
         "sparse-10pct-int8": _preset(

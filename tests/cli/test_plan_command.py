@@ -83,3 +83,27 @@ def test_measured_costs_are_of_this_machine_and_its_engine() -> None:
     costs = measure_unit_costs()
     assert "one core, masks by " in costs.machine
     assert all(0 < seconds < 1 for seconds in costs.seconds().values())
+
+
+@pytest.mark.parametrize(
+    ("codec", "most"), [("int8", 1_530_000), ("int4-rotated", 1_040_000), ("sparse-1pct-int8", 30_000)]
+)
+def test_a_codec_by_its_name_gives_its_bytes(capsys: pytest.CaptureFixture[str], codec: str, most: int) -> None:
+    code, out, _ = outcome(capsys, "--sites", "10", "--parameters", "1000000", "--codec", codec, "--json")
+    assert code == 0
+    assert json.loads(out)["bytes_up_per_site"] <= most
+
+
+def test_a_codec_for_plain_rounds_has_an_upload_and_no_graph(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("--sites", "10", "--parameters", "1000000", "--codec", "one-bit")
+    code, out, _ = outcome(capsys, *options)
+    assert code == 0
+    assert "plain rounds only" in out
+    code, out, _ = outcome(capsys, *options, "--json")
+    assert 125_000 < json.loads(out)["bytes_up_per_site"] < 128_000
+
+
+def test_a_codec_that_does_not_exist_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, said = outcome(capsys, "--sites", "10", "--parameters", "100", "--codec", "int9")
+    assert code != 0
+    assert "int8" in said
