@@ -1,14 +1,16 @@
 """Paillier on one core beside others, and a whole encrypted sum on all cores; see benchmarks/README.md."""
 
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import phe
@@ -16,14 +18,17 @@ import phe
 from benchmarks.figures import Figure
 from benchmarks.flower import INTERPRETER, ROOT, VARIABLE
 from benchmarks.stopwatch import best_by_turns, cpu_seconds, one_core
+from fl_core.crypto.mask_prg import RingVector
 from fl_core.crypto.paillier.ciphertexts import add_ciphertexts, read_ciphertexts, read_plaintexts
 from fl_core.crypto.paillier.engine import best_engine, load_engine
-from fl_core.crypto.paillier.keys import PrivateKey, generate_private_key
+from fl_core.crypto.paillier.keys import PrivateKey, PublicKey, generate_private_key
 from fl_core.encrypted.opening import SumOpening
-from fl_core.encrypted.running_total import EncryptedTotal
+from fl_core.encrypted.running_total import BlindedTotal, EncryptedTotal
 from fl_core.encrypted.site import VectorEncryption
 from fl_core.errors import BadAggregate
 from fl_core.simulation.encrypted import EncryptedFederation
+
+T = TypeVar("T")
 
 PROGRAM = ROOT / "benchmarks" / "paillier_peer.py"
 PEER_TIMEOUT_S = 600.0
@@ -171,60 +176,98 @@ def _peers(count: int) -> dict[str, float]:
 
 
 def _threads(key: PrivateKey, count: int) -> list[Figure]:
-    """Whether threads use all cores: wall seconds of one thread over those of as many as there are cores."""
+    """What all cores give: wall seconds of one thread over those of as many threads, or processes, as cores."""
     cores = len(os.sched_getaffinity(0))
+    exponents = [os.urandom(KEY_BITS // 16) for _ in range(count)]
+    step = -(-count // cores)
+    parts = [exponents[at : at + step] for at in range(0, count, step)]
     figures = []
-    for name in {"gmpy2", best_engine().name}:
-        table = load_engine(name).randomness_table(key.public_key, 10_000)
-        exponents = [os.urandom(KEY_BITS // 16) for _ in range(count)]
-        alone = _wall(lambda: table.powers(exponents))  # noqa: B023 - called at once
+    for name in sorted({"gmpy2", best_engine().name}):
+        powers = partial(_powers, name, key.public_key)
+        # The table is made once; that is no part of the steady state.
+        powers(exponents[:1])
+        alone = _wall(partial(powers, exponents))
         with ThreadPoolExecutor(cores) as pool:
-            step = -(-count // cores)
-            parts = [exponents[at : at + step] for at in range(0, count, step)]
-            together = _wall(lambda: list(pool.map(table.powers, parts)))  # noqa: B023 - called at once
+            together = _wall(lambda powers=powers, pool=pool: list(pool.map(powers, parts)))
         figures.append(Figure(f"threads_speedup_{name}", alone / together, "x", baseline=float(cores)))
+        with ProcessPoolExecutor(cores, mp_context=multiprocessing.get_context("spawn")) as processes:
+            list(processes.map(powers, [part[:1] for part in parts]))
+            together = _wall(lambda powers=powers, pool=processes: list(pool.map(powers, parts)))
+        figures.append(Figure(f"processes_speedup_{name}", alone / together, "x", baseline=float(cores)))
     return figures
+
+
+def _powers(engine: str, public_key: PublicKey, exponents: list[bytes]) -> int:
+    """Powers of the randomness; only their number comes back."""
+    return len(load_engine(engine).randomness_table(public_key, 10_000).powers(exponents))
 
 
 def _round(key: PrivateKey, parameters: int) -> list[Figure]:
     """Wall seconds of each step of one attempt on all cores, its sum compared with the plain one."""
-    federation = EncryptedFederation.make(
-        key, os.urandom, sites=ROUND_SITES, length=parameters + 2, bits=ROUND_BITS, ring_bits=20, min_survivors=7
-    )
-    context = federation.context
-    vectors = np.random.default_rng(2).integers(0, 1 << ROUND_BITS, (ROUND_SITES, context.length), np.uint32)
-    vectors[:, 1] = 1
-    steps: dict[str, float] = {}
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        parts = [range(at, min(at + PART, context.plaintexts)) for at in range(0, context.plaintexts, PART)]
-        total, sites = EncryptedTotal(context), []
-        for index in range(ROUND_SITES):
-            began = time.perf_counter()
-            site = VectorEncryption.begin(context, os.urandom)
-            data = b"".join(pool.map(lambda part: site.encrypt(vectors[index], part, os.urandom), parts))  # noqa: B023
-            steps["site_encrypts"] = time.perf_counter() - began
-            sites.append(site)
-            steps["aggregator_checks"] = steps.get("aggregator_checks", 0.0) + _wall(lambda: total.check([data]))  # noqa: B023
-            steps["aggregator_adds"] = steps.get("aggregator_adds", 0.0) + _wall(lambda: total.add(index, [data]))  # noqa: B023
-        blinded = total.blind(os.urandom)
-        opening = SumOpening(context, tuple(range(ROUND_SITES)), tuple(site.seed for site in sites))
-        began = time.perf_counter()
-        asked = list(pool.map(blinded.ciphertexts, parts))
-        steps["aggregator_blinds"] = time.perf_counter() - began
-        began = time.perf_counter()
-        answers = list(
-            pool.map(lambda pair: opening.decrypt(key, pair[0].start, pair[1]), zip(parts, asked, strict=True))
+        attempt = _Attempt(key, parameters, pool)
+        attempt.run()
+    figures = [Figure(f"round_{name}", seconds, "s") for name, seconds in attempt.seconds.items()]
+    return [*figures, Figure("round_upload_bytes", float(attempt.context.upload_bytes), "B")]
+
+
+class _Attempt:
+    """Ten sites, an aggregator and a key server, one after the other, each on all cores."""
+
+    def __init__(self, key: PrivateKey, parameters: int, pool: ThreadPoolExecutor) -> None:
+        federation = EncryptedFederation.make(
+            key, os.urandom, sites=ROUND_SITES, length=parameters + 2, bits=ROUND_BITS, ring_bits=20, min_survivors=7
         )
-        steps["key_server_decrypts"] = time.perf_counter() - began
-    began = time.perf_counter()
-    for part, answer in zip(parts, answers, strict=True):
-        blinded.take(part, read_plaintexts(context.public_key, answer))
-    opened = blinded.open()
-    steps["aggregator_opens"] = time.perf_counter() - began
-    if not np.array_equal(opened, vectors.sum(axis=0)):
-        raise BadAggregate("the benchmark's sum is not exact")
-    figures = [Figure(f"round_{name}", seconds, "s") for name, seconds in steps.items()]
-    return [*figures, Figure("round_upload_bytes", float(context.upload_bytes), "B")]
+        self.context, self.seconds = federation.context, dict[str, float]()
+        self._key, self._pool = key, pool
+        self._parts = [
+            range(at, min(at + PART, self.context.plaintexts)) for at in range(0, self.context.plaintexts, PART)
+        ]
+        self._vectors = np.random.default_rng(2).integers(
+            0, 1 << ROUND_BITS, (ROUND_SITES, self.context.length), np.uint32
+        )
+        self._vectors[:, 1] = 1
+
+    def run(self) -> None:
+        """All steps.
+
+        Raises:
+            BadAggregate: the sum is not the plain one.
+        """
+        total, seeds = EncryptedTotal(self.context), []
+        for index in range(ROUND_SITES):
+            site, data = self._timed("site_encrypts", partial(self._encrypt, index))
+            seeds.append(site.seed)
+            self._timed("aggregator_checks", partial(total.check, [data]))
+            self._timed("aggregator_adds", partial(total.add, index, [data]))
+        self.seconds["site_encrypts"] /= ROUND_SITES
+        blinded = total.blind(os.urandom)
+        asked = self._timed("aggregator_blinds", lambda: list(self._pool.map(blinded.ciphertexts, self._parts)))
+        opening = SumOpening(self.context, tuple(range(ROUND_SITES)), tuple(seeds))
+        answers = self._timed("key_server_decrypts", partial(self._decrypt, opening, asked))
+        opened = self._timed("aggregator_opens", partial(self._open, blinded, answers))
+        if not np.array_equal(opened, self._vectors.sum(axis=0)):
+            raise BadAggregate("the benchmark's sum is not exact")
+
+    def _timed(self, name: str, work: Callable[[], T]) -> T:
+        began = time.perf_counter()
+        result = work()
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
+        return result
+
+    def _encrypt(self, index: int) -> tuple[VectorEncryption, bytes]:
+        site = VectorEncryption.begin(self.context, os.urandom)
+        pieces = self._pool.map(lambda part: site.encrypt(self._vectors[index], part, os.urandom), self._parts)
+        return site, b"".join(pieces)
+
+    def _decrypt(self, opening: SumOpening, asked: list[bytes]) -> list[bytes]:
+        firsts = [part.start for part in self._parts]
+        return list(self._pool.map(partial(opening.decrypt, self._key), firsts, asked))
+
+    def _open(self, blinded: BlindedTotal, answers: list[bytes]) -> RingVector:
+        for part, answer in zip(self._parts, answers, strict=True):
+            blinded.take(part, read_plaintexts(self.context.public_key, answer))
+        return blinded.open()
 
 
 def _wall(work: Callable[[], object]) -> float:
