@@ -17,6 +17,7 @@ MODULES = {
     "masking": "benchmarks.masking",
     "codecs": "benchmarks.codecs",
     "crowd": "benchmarks.crowd",
+    "privacy": "benchmarks.privacy",
     "paillier": "benchmarks.paillier",
 }
 
