@@ -305,7 +305,12 @@ class BatteredFederation:
         partial = list((self.cluster.workdir / "coordinator").rglob("*.partial"))
         assert not partial, partial
         for state in self.cluster.workdir.glob("sites/*/state"):
-            assert {path.name for path in state.iterdir()} <= {"journal.jsonl", "lock", "trained.sealed"}, state
+            assert {path.name for path in state.iterdir()} <= {
+                "journal.jsonl",
+                "lock",
+                "trained.sealed",
+                "privacy.jsonl",
+            }, state
 
     def health(self) -> dict[str, Health]:
         """What every process that runs holds."""
