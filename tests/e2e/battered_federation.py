@@ -10,7 +10,7 @@ import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -266,12 +266,12 @@ class BatteredFederation:
         """Check that before long no service holds an open session that is not of the attempt that runs."""
 
         async def orphans() -> list[Any]:
-            config = self._direct()
+            config = OperatorConfig.from_file(self.cluster.operator_config)
             current = (await self.status(job_id)).current
             open_now = None if current is None else (current.round_id, current.attempt)
             found = []
             for role in (Role.AGGREGATOR, Role.KEYSERVER):
-                for session in (await service_status(config, role)).sessions:
+                for session in (await service_status(config, role, self.cluster.addresses[role.value])).sessions:
                     if session.phase not in DONE and (session.round_id, session.attempt) != open_now:
                         found.append((role.value, session.round_id, session.attempt, session.phase, open_now))
             return found
@@ -342,9 +342,6 @@ class BatteredFederation:
         self.cluster.stop()
         for reader in self._readers:
             reader.join(5.0)
-
-    def _direct(self) -> OperatorConfig:
-        return replace(OperatorConfig.from_file(self.cluster.operator_config), **self.cluster.addresses)
 
 
 def _tail(log: Path, lines: int) -> list[str]:
