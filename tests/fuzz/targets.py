@@ -40,6 +40,7 @@ from fl_core.transport.authority import CertificateAuthority, parse_request, rea
 from fl_core.transport.identity import TrustStore, identity_of
 from fl_core.transport.tls import Credentials
 from fl_core.wire.chunks import ChunkReader, ChunkWriter, TensorReader, stream_parts
+from fl_core.wire.transcripts import check_plan
 from fl_core.wire.v1 import round_pb2, tensors_pb2
 from services.aggregator.settings import AggregatorSettings
 from services.coordinator.settings import CoordinatorSettings
@@ -48,6 +49,8 @@ from services.keyserver.settings import KeyServerSettings
 from tests.fuzz import handlers
 from tests.fuzz.choices import Choices, mutate, mutate_json
 from tests.fuzz.seeds import MANIFEST, bodies, messages_by_name, signed
+from tests.wire.test_transcript_plans import bodies as session_bodies
+from tests.wire.test_transcript_plans import transcript
 
 STREAM_BYTES = MANIFEST.nbytes
 
@@ -236,6 +239,7 @@ def _transcripts() -> Iterator[Target]:
     honest = signed(bodies()).to_json()
     yield Target("transcript", lambda data: verify_transcript(transcript_from_json(data), _anybody), (honest,))
     yield Target("transcript/mutated", _verify_signed_nonsense)
+    yield Target("transcript/plan", _check_a_plan_that_was_bent)
 
 
 def _verify_signed_nonsense(data: bytes) -> None:
@@ -252,6 +256,24 @@ def _verify_signed_nonsense(data: bytes) -> None:
         # A number without end, which our own JSON cannot say.
         return
     verify_transcript(transcript_from_json(transcript.to_json()), _anybody)
+
+
+def _check_a_plan_that_was_bent(data: bytes) -> None:
+    """A real session on a sparse graph, of which the plan or any statement was changed before it was signed."""
+    choices = Choices(data)
+    stated = session_bodies()
+    plan = round_pb2.RoundPlan.FromString(bytes.fromhex(stated["opened"]["plan"]))
+    if not choices.below(3):
+        mutate(plan, choices)
+        stated["opened"]["plan"] = plan.SerializeToString().hex()
+    kind = choices.pick(sorted(stated))
+    changed = mutate_json(stated[kind], choices)
+    stated[kind] = changed if isinstance(changed, dict) else {}
+    try:
+        bent = transcript(stated)
+    except ValueError:
+        return
+    check_plan(bent)
 
 
 def _anybody(_certificate: bytes, _role: str, _at: int) -> None:
