@@ -16,6 +16,7 @@ from fl_core.rounds.privacy_choice import Draw
 from fl_core.rounds.privacy_terms import PrivacyTerms, private_coordinates
 from fl_core.wire.v1 import coordinator_pb2 as pb
 from services.coordinator.journal import Clock
+from services.coordinator.measures import show_budget
 from services.coordinator.privacy_report import privacy_report
 from services.coordinator.privacy_store import JOB, PrivacyStore, Release
 from services.coordinator.records import AttemptKey, JobRecord
@@ -74,6 +75,7 @@ class PrivacyDesk:
         event = terms.event(private_coordinates(terms, plan.manifest.size))
         release = Release(key_of(plan), plan.session_id, JOB, event, self._clock(), terms.clip)
         await self._store.reserve(release, terms.budget, f"job {plan.job_id}")
+        show_budget(plan.job_id, await self.epsilon(plan.job_id, terms.budget.delta), terms.budget.epsilon)
         log.info("privacy_reserved", session_id=plan.session_id.hex(), noise_multiplier=event.noise_multiplier)
 
     async def check_signed(self, plan: RoundPlan, survivors: Sequence[int]) -> None:
@@ -144,7 +146,7 @@ class PrivacyDesk:
 
     async def epsilon(self, job_id: JobId, delta: float) -> float:
         """What a job has spent by now."""
-        return spent(await self._store.events(job_id), delta).epsilon
+        return (await offload(spent, await self._store.events(job_id), delta)).epsilon
 
 
 def key_of(plan: RoundPlan) -> AttemptKey:

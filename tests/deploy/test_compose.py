@@ -25,7 +25,7 @@ from fl_core.transport.identity import Role, identity_of
 from services.aggregator.settings import AggregatorSettings
 from services.coordinator.settings import CoordinatorSettings
 from services.keyserver.settings import KeyServerSettings
-from tests.services.postgres_server import find_binaries, running_postgres
+from tests.postgres_server import find_binaries, running_postgres
 
 COMPOSE = read_compose()
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]

@@ -26,7 +26,9 @@ import fl_core.secagg.masks
 import fl_core.secagg.sealing
 from fl_core.rounds.machine import RoundState
 from fl_core.transport import tracing
+from services.coordinator import measures, privacy_desk
 from services.runtime.logs import configure_logging
+from services.runtime.metrics import REGISTRY
 from services.runtime.settings import LogSettings
 
 SITES = ("alpha", "beta", "gamma", "delta")
@@ -149,6 +151,30 @@ def test_a_failed_span_says_the_class_of_the_error_and_not_its_words(exporter: I
     assert "4711" not in span.to_json()
     assert span.attributes == {"job_id": "job", "round_id": 1, "attempt": 1, "error.type": "ValueError"}
     assert not span.status.is_ok
+
+
+async def test_the_budget_of_a_private_job_is_shown_while_it_runs(
+    whole: WholeFederation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[float | None, float | None]] = []
+
+    def spent(job_id: str) -> float | None:
+        return REGISTRY.get_sample_value("tacit_privacy_epsilon_spent", {"job_id": job_id})
+
+    def show(job_id: str, epsilon: float, limit: float) -> None:
+        measures.show_budget(job_id, epsilon, limit)
+        seen.append((spent(job_id), REGISTRY.get_sample_value("tacit_privacy_epsilon_limit", {"job_id": job_id})))
+
+    monkeypatch.setattr(privacy_desk, "show_budget", show)
+    for number, name in enumerate(SITES):
+        whole.join(name, Steps(0.001 * (number + 1)))
+    budget = {"epsilon": 20.0, "delta": 1e-5, "clip": 1.0, "mechanism": "central"}
+    reports = await whole.run_job(rounds=2, privacy=budget)
+    (first, limit), (second, _) = seen
+    assert first is not None
+    assert second is not None
+    assert 0 < first < second <= 20.0 == limit
+    assert spent(reports[0].job_id) is None, "a job that has ended is still shown"
 
 
 class Collector(trace_service_pb2_grpc.TraceServiceServicer):
