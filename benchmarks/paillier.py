@@ -45,6 +45,8 @@ PART = 256
 def measure(*, quick: bool = False) -> list[Figure]:
     """Values per second and core of each operation, bytes per value, and seconds of the steps of a round."""
     key = generate_private_key(KEY_BITS, os.urandom)
+    # As in any process that has seen a model of some size.
+    best_engine()
     with one_core():
         figures = _side_by_side(key, *((16, 2, 1) if quick else (CIPHERTEXTS, PHE_VALUES, TURNS)))
     return [*figures, *_threads(key, 64 if quick else CIPHERTEXTS), *_round(key, 20_000 if quick else ROUND_PARAMETERS)]

@@ -9,6 +9,7 @@ import structlog
 
 from fl_core.crypto import labels
 from fl_core.crypto.paillier.ciphertexts import read_ciphertexts, write_ciphertexts
+from fl_core.crypto.paillier.engine import prepare_engine
 from fl_core.crypto.paillier.threshold import KeyShare, decrypt_partially
 from fl_core.crypto.paillier.threshold_proof import prove
 from fl_core.encrypted.context import EncryptedContext
@@ -105,6 +106,7 @@ class DecryptionDesk:
         self._check_plan(plan, identity)
         opening = await offload(self._check, plan, header)
         decrypt = self._decryption(plan, opening)
+        await offload(prepare_engine, opening.context.plaintexts)
         await self._journal.record(plan, opening.survivors)
         log.info("decryption_recorded", survivors=len(opening.survivors))
         width = opening.context.public_key.ciphertext_bytes
@@ -135,6 +137,7 @@ class DecryptionDesk:
                 "the plan's key is shared out by another dealing", expected=shared.dealing.digest.hex()[:16]
             )
         context, survivors = await offload(self._check_declared, plan, header)
+        await offload(prepare_engine, context.plaintexts)
         # A service that takes pads away as well records that by the session's own id.
         await self._journal.record(plan, survivors, labels.digest_fields(labels.PAILLIER_PARTIAL, plan.binding)[:16])
         log.info("partial_decryption_recorded", survivors=len(survivors))

@@ -54,6 +54,15 @@ def test_a_site_dies_the_rest_carry_on_and_every_sum_is_exact(tmp_path: Path) ->
 
 
 @pytest.mark.timeout(300)
+def test_an_encrypted_run_loses_a_site_and_every_sum_is_exact(tmp_path: Path) -> None:
+    workdir = tmp_path / "demo"
+    figures, said = run_demo(workdir, "--sites", "4", "--rounds", "2", "--kill", "1", "--aggregation", "paillier")
+    assert (figures["committed_rounds"], figures["killed"], figures["aggregate_exact"]) == (2, 1, True)
+    assert "3 of 4 survived" in said
+    assert processes_of(workdir) == []
+
+
+@pytest.mark.timeout(300)
 def test_a_plain_run_without_records_says_that_nothing_was_checked(tmp_path: Path) -> None:
     workdir = tmp_path / "demo"
     figures, _ = run_demo(

@@ -16,8 +16,8 @@ from fl_core.crypto.paillier.powers import PowerEngine, RandomnessTable, Residue
 from fl_core.errors import CryptoError
 
 VARIABLE = "TACIT_PAILLIER_ENGINE"
-COMPILED_FROM = 64
-"""Numbers in one call from which loading compiled code pays; once it is loaded, it is used for eight or more."""
+COMPILED_FROM = 1024
+"""Numbers from which loading compiled code pays; once it is loaded, it is used for eight or more."""
 
 _LANES = 8
 _FLAGS = ("avx512f", "avx512ifma")
@@ -113,6 +113,12 @@ def engine_for(count: int) -> PowerEngine:
     if count >= COMPILED_FROM or (count >= _LANES and _MODULE in sys.modules):
         return best_engine()
     return load_engine("gmpy2")
+
+
+def prepare_engine(count: int) -> None:
+    """Load compiled code when so many numbers are to come, in parts that would be too small for it."""
+    if count >= COMPILED_FROM and not os.environ.get(VARIABLE):
+        best_engine()
 
 
 @cache
