@@ -50,7 +50,7 @@ async def encrypt_upload(
 
     pieces = await asyncio.gather(*(encrypt(part) for part in parts))
     payload = np.frombuffer(b"".join(pieces), np.uint8)
-    digest = sha256(payload.data).digest()
+    digest = await asyncio.to_thread(lambda: sha256(payload.data).digest())
     sealed_seed = encryption.sealed_seed(index, keyserver_certificate_der)
     statement = state(context, index, sealed_seed, digest, credentials.signer())
     return Upload(plan, index, payload, digest, statement_to_proto(statement))
