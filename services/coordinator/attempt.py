@@ -139,7 +139,8 @@ class Attempt:
         try:
             while pending:
                 done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
+                # Sums first: whether enough sessions are possible depends on those that succeeded at the same moment.
+                for task in sorted(done, key=lambda ended: ended.exception() is not None):
                     await self._settle(running[task], task, possible=len(self._sums) + len(pending), needed=needed)
         finally:
             for task in running:

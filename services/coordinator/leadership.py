@@ -107,7 +107,7 @@ class Leadership:
                 log.warning("leadership_lost", error=str(failures.exceptions[0]))
             finally:
                 self._lease = None
-                await self._leases.release(lease)
+                await self._release(lease)
             step_down(await self._not_leading())
 
     async def _check_lost(self, lease: Lease, failures: BaseExceptionGroup[StorageError]) -> None:
@@ -119,6 +119,13 @@ class Leadership:
         except LeaseLost:
             return
         raise failures
+
+    async def _release(self, lease: Lease) -> None:
+        try:
+            await self._leases.release(lease)
+        except StorageError as error:
+            # It runs out by itself.
+            log.warning("lease_not_released", error=str(error))
 
     async def _wait(self) -> Lease:
         log.info("leadership_awaited", leader=await self.leader())

@@ -23,6 +23,7 @@ def benchmark(*arguments: str) -> subprocess.CompletedProcess[str]:
         "secaggplus",
         "crowd",
         pytest.param("round", marks=pytest.mark.e2e),
+        pytest.param("scaling", marks=pytest.mark.e2e),
         pytest.param("transport", marks=pytest.mark.e2e),
     ],
 )
