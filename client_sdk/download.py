@@ -1,21 +1,29 @@
 """The global model: downloaded into its own arrays, checked against the digest that the site was told, and kept."""
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
+import structlog
 
 from client_sdk.trainer import Array
+from fl_core.codec.model_difference import decode_difference
 from fl_core.codec.tensors import TensorManifest
-from fl_core.errors import RemoteProtocolError, StreamError
+from fl_core.errors import CodecError, RemoteProtocolError, StreamError
 from fl_core.transport.errors import rpc_errors
-from fl_core.wire.chunks import TensorReader
+from fl_core.wire.chunks import ChunkReader, ChunkWriter, TensorReader, tensor_bytes
 from fl_core.wire.convert import manifest_from_proto
-from fl_core.wire.v1 import coordinator_pb2
+from fl_core.wire.v1 import coordinator_pb2, tensors_pb2
 
 if TYPE_CHECKING:
     from fl_core.wire.v1.coordinator_pb2_grpc import CoordinatorServiceAsyncStub
+
+log = structlog.get_logger(__name__)
+
+LARGEST_DIFFERENCE = 64 << 20
+"""Bytes of a model beyond which it is downloaded whole."""
 
 _Parts = AsyncIterator[coordinator_pb2.GetParametersResponse]
 
@@ -63,25 +71,51 @@ class ModelDownload:
         """
         if self._model is not None and self._model.reference.model_digest == wanted.model_digest:
             return Model(wanted, self._model.tensors)
-        # Let go of the old model first: two models need not be in memory at once.
-        self._model = None
-        request = coordinator_pb2.GetParametersRequest(job_id=wanted.job_id, model_version=wanted.model_version)
-        call = coordinator.GetParameters(request, timeout=timeout_s)
-        try:
-            with rpc_errors():
-                self._model = await _read(call.__aiter__(), wanted)
-        finally:
-            call.cancel()
+        base, self._model = self._base_for(wanted), None
+        if base is not None:
+            try:
+                self._model = await _download(coordinator, wanted, timeout_s, base)
+                return self._model
+            except (CodecError, StreamError) as error:
+                # A difference saves bytes and nothing else: the whole model is right whatever was wrong with it.
+                log.warning("difference_not_used", error=str(error))
+        self._model = await _download(coordinator, wanted, timeout_s, None)
         return self._model
 
+    def _base_for(self, wanted: ModelReference) -> Model | None:
+        """The model that is here, when the wanted one may be a later version of it."""
+        held = self._model
+        if held is None or (held.reference.job_id, held.manifest) != (wanted.job_id, wanted.manifest):
+            return None
+        # The old model stays in memory meanwhile, which a large one is not worth.
+        return held if held.manifest.nbytes <= LARGEST_DIFFERENCE else None
 
-async def _read(parts: _Parts, wanted: ModelReference) -> Model:
-    header = await _next(parts, "header")
-    _check_header(header.header, wanted)
-    reader = TensorReader(wanted.manifest, header.header.stream, max_bytes=wanted.manifest.nbytes)
-    while (part := await _next(parts, "chunk", "trailer")).WhichOneof("part") == "chunk":
-        reader.feed(part.chunk)
-    tensors = reader.finish(part.trailer)
+
+async def _download(
+    coordinator: "CoordinatorServiceAsyncStub", wanted: ModelReference, timeout_s: float, base: Model | None
+) -> Model:
+    request = coordinator_pb2.GetParametersRequest(
+        job_id=wanted.job_id,
+        model_version=wanted.model_version,
+        have_digest=b"" if base is None else base.reference.model_digest,
+        accepts_difference=base is not None,
+    )
+    call = coordinator.GetParameters(request, timeout=timeout_s)
+    try:
+        with rpc_errors():
+            return await _read(call.__aiter__(), wanted, base)
+    finally:
+        call.cancel()
+
+
+async def _read(parts: _Parts, wanted: ModelReference, base: Model | None) -> Model:
+    header = (await _next(parts, "header")).header
+    _check_header(header, wanted)
+    if header.base_digest:
+        reader, tensors = await _read_difference(parts, header, wanted, base)
+    else:
+        reader = TensorReader(wanted.manifest, header.stream, max_bytes=wanted.manifest.nbytes)
+        tensors = reader.finish(await _feed(parts, reader.feed))
     # Reads the end, because a cancelled call is an error in the service's log.
     await anext(parts, None)
     if reader.model_digest != wanted.model_digest:
@@ -91,6 +125,29 @@ async def _read(parts: _Parts, wanted: ModelReference) -> Model:
             got=f"digest {reader.model_digest.hex()[:16]}",
         )
     return Model(wanted, dict(tensors))
+
+
+async def _feed(parts: _Parts, feed: Callable[[tensors_pb2.Chunk], object]) -> tensors_pb2.StreamTrailer:
+    while (part := await _next(parts, "chunk", "trailer")).WhichOneof("part") == "chunk":
+        feed(part.chunk)
+    return part.trailer
+
+
+async def _read_difference(
+    parts: _Parts, header: coordinator_pb2.ModelHeader, wanted: ModelReference, base: Model | None
+) -> tuple[TensorReader, dict[str, Array]]:
+    if base is None or header.base_digest != base.reference.model_digest:
+        raise StreamError("the coordinator sends the difference to a model that is not here", expected="the model")
+    stream = ChunkReader(header.stream, max_bytes=wanted.manifest.nbytes)
+    code = bytearray()
+    stream.finish(await _feed(parts, lambda chunk: code.extend(stream.feed(chunk))))
+    before = b"".join(tensor_bytes(base.tensors, base.manifest))
+    content = await asyncio.to_thread(decode_difference, code, before, wanted.manifest)
+    writer = ChunkWriter(content)
+    reader = TensorReader(wanted.manifest, writer.header, max_bytes=wanted.manifest.nbytes)
+    for chunk in writer.chunks():
+        reader.feed(chunk)
+    return reader, reader.finish(writer.trailer)
 
 
 def _check_header(header: coordinator_pb2.ModelHeader, wanted: ModelReference) -> None:

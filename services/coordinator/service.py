@@ -28,6 +28,7 @@ from fl_core.wire.convert import (
 )
 from fl_core.wire.v1 import coordinator_pb2 as pb
 from fl_core.wire.v1 import coordinator_pb2_grpc, round_pb2, status_pb2, tensors_pb2
+from services.coordinator.differences import ModelDifferences
 from services.coordinator.downloads import ModelDownloads
 from services.coordinator.driver import Driver, spec_of
 from services.coordinator.models import StoredModel
@@ -91,6 +92,7 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServiceServicer):
         self._streams = StreamSlots(settings.streams_per_caller)
         self._download_slots = asyncio.Semaphore(settings.concurrent_downloads)
         self._downloads = ModelDownloads(resources.jobs, resources.models, settings.model_memory_bytes)
+        self._differences = ModelDifferences(self._downloads, resources.models, settings.model_memory_bytes)
 
     async def WatchRounds(  # noqa: N802 - named by the wire
         self, request: pb.WatchRoundsRequest, context: Context
@@ -118,7 +120,7 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServiceServicer):
         with self._streams.hold((identity.name, "parameters")):
             async with (
                 in_turn(self._download_slots, "downloads"),
-                aclosing(self._parameters(model, request.have_digest)) as parts,
+                aclosing(self._parameters(model, request)) as parts,
             ):
                 async for part in parts:
                     self._count(model.job_id, identity, down=part.ByteSize())
@@ -322,10 +324,15 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServiceServicer):
         return pb.WatchRoundsResponse(attempt_ended=ended)
 
     async def _parameters(
-        self, model: ModelRecord, have_digest: bytes
+        self, model: ModelRecord, request: pb.GetParametersRequest
     ) -> AsyncGenerator[pb.GetParametersResponse, None]:
-        if have_digest == model.model_digest:
+        if request.have_digest == model.model_digest:
             yield pb.GetParametersResponse(header=unchanged_header(model))
+            return
+        difference = await self._differences.find(model, request.have_digest) if request.accepts_difference else None
+        if difference is not None:
+            for part in difference:
+                yield part
             return
         async with aclosing(self._downloads.stream(model)) as parts:
             async for part in parts:

@@ -198,18 +198,22 @@ class GetParametersRequest(google.protobuf.message.Message):
     JOB_ID_FIELD_NUMBER: builtins.int
     MODEL_VERSION_FIELD_NUMBER: builtins.int
     HAVE_DIGEST_FIELD_NUMBER: builtins.int
+    ACCEPTS_DIFFERENCE_FIELD_NUMBER: builtins.int
     job_id: builtins.str
     model_version: builtins.int
     have_digest: builtins.bytes
     """What the site already has; the coordinator answers with the header alone when it is the same."""
+    accepts_difference: builtins.bool
+    """Whether the model may come as its exact difference to what the site has, compressed."""
     def __init__(
         self,
         *,
         job_id: builtins.str = ...,
         model_version: builtins.int = ...,
         have_digest: builtins.bytes = ...,
+        accepts_difference: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["have_digest", b"have_digest", "job_id", b"job_id", "model_version", b"model_version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["accepts_difference", b"accepts_difference", "have_digest", b"have_digest", "job_id", b"job_id", "model_version", b"model_version"]) -> None: ...
 
 global___GetParametersRequest = GetParametersRequest
 
@@ -223,10 +227,13 @@ class ModelHeader(google.protobuf.message.Message):
     MANIFEST_FIELD_NUMBER: builtins.int
     STREAM_FIELD_NUMBER: builtins.int
     UNCHANGED_FIELD_NUMBER: builtins.int
+    BASE_DIGEST_FIELD_NUMBER: builtins.int
     job_id: builtins.str
     model_version: builtins.int
     model_digest: builtins.bytes
     unchanged: builtins.bool
+    base_digest: builtins.bytes
+    """When it is set the stream is the difference to the model with this digest, see fl_core.codec.model_difference."""
     @property
     def manifest(self) -> fl_core.wire.v1.tensors_pb2.TensorManifest: ...
     @property
@@ -240,9 +247,10 @@ class ModelHeader(google.protobuf.message.Message):
         manifest: fl_core.wire.v1.tensors_pb2.TensorManifest | None = ...,
         stream: fl_core.wire.v1.tensors_pb2.StreamHeader | None = ...,
         unchanged: builtins.bool = ...,
+        base_digest: builtins.bytes = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["manifest", b"manifest", "stream", b"stream"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["job_id", b"job_id", "manifest", b"manifest", "model_digest", b"model_digest", "model_version", b"model_version", "stream", b"stream", "unchanged", b"unchanged"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["base_digest", b"base_digest", "job_id", b"job_id", "manifest", b"manifest", "model_digest", b"model_digest", "model_version", b"model_version", "stream", b"stream", "unchanged", b"unchanged"]) -> None: ...
 
 global___ModelHeader = ModelHeader
 

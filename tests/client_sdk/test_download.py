@@ -1,0 +1,93 @@
+"""The download of a model: whole, or as a difference to what is here, which the digest proves or the whole replaces."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from client_sdk.download import ModelDownload, ModelReference
+from fl_core.codec.model_difference import encode_difference
+from fl_core.codec.tensors import Tensors, manifest_of
+from fl_core.errors import StreamError
+from fl_core.wire.chunks import ChunkWriter, model_digest, tensor_bytes
+from fl_core.wire.convert import manifest_to_proto
+from fl_core.wire.v1 import coordinator_pb2 as pb
+
+FIRST: Tensors = {"w": np.arange(1000, dtype=np.float32), "n": np.array([7], np.int64)}
+SECOND: Tensors = {"w": np.arange(1000, dtype=np.float32) + np.float32(0.5), "n": np.array([8], np.int64)}
+MANIFEST = manifest_of(FIRST)
+
+
+def bytes_of(tensors: Tensors) -> bytes:
+    return b"".join(tensor_bytes(tensors, MANIFEST))
+
+
+class Call:
+    def __init__(self, parts: list[pb.GetParametersResponse]) -> None:
+        self._parts = parts
+
+    async def __aiter__(self) -> AsyncIterator[pb.GetParametersResponse]:
+        for part in self._parts:
+            yield part
+
+    def cancel(self) -> None:
+        pass
+
+
+class Coordinator:
+    """Answers with the difference when it is asked for one, and counts what it sent."""
+
+    def __init__(self, spoil: str = "") -> None:
+        self.spoil = spoil
+        self.sent: list[str] = []
+
+    def GetParameters(self, request: pb.GetParametersRequest, timeout: float) -> Any:  # noqa: N802
+        tensors = SECOND if request.model_version == 2 else FIRST
+        base = b""
+        content = bytes_of(tensors)
+        if request.accepts_difference and request.have_digest == model_digest(FIRST, MANIFEST):
+            base = bytes(32) if self.spoil == "base" else request.have_digest
+            before = bytes_of(SECOND if self.spoil == "content" else FIRST)
+            content = encode_difference(content, before, MANIFEST)
+            content = b"nonsense" if self.spoil == "code" else content
+        self.sent.append("difference" if base else "whole")
+        writer = ChunkWriter(content)
+        header = pb.ModelHeader(
+            job_id="j",
+            model_version=request.model_version,
+            manifest=manifest_to_proto(MANIFEST),
+            stream=writer.header,
+            base_digest=base,
+        )
+        chunks = [pb.GetParametersResponse(chunk=chunk) for chunk in writer.chunks()]
+        return Call(
+            [pb.GetParametersResponse(header=header), *chunks, pb.GetParametersResponse(trailer=writer.trailer)]
+        )
+
+
+def reference(version: int) -> ModelReference:
+    tensors = SECOND if version == 2 else FIRST
+    return ModelReference("j", version, model_digest(tensors, MANIFEST), MANIFEST)
+
+
+@pytest.mark.parametrize("spoil", ["", "base", "code", "content"])
+async def test_the_next_version_comes_as_a_difference_or_whole_when_that_is_wrong(spoil: str) -> None:
+    coordinator, download = Coordinator(spoil), ModelDownload()
+    first = await download.get(coordinator, reference(1), 5.0)  # type: ignore[arg-type]
+    assert bytes_of(first.tensors) == bytes_of(FIRST)
+    second = await download.get(coordinator, reference(2), 5.0)  # type: ignore[arg-type]
+    assert bytes_of(second.tensors) == bytes_of(SECOND)
+    assert coordinator.sent == (["whole", "difference", "whole"] if spoil else ["whole", "difference"])
+
+
+async def test_a_site_that_has_nothing_gets_the_whole_model() -> None:
+    coordinator = Coordinator()
+    await ModelDownload().get(coordinator, reference(2), 5.0)  # type: ignore[arg-type]
+    assert coordinator.sent == ["whole"]
+
+
+async def test_a_whole_model_of_another_digest_is_refused() -> None:
+    wrong = ModelReference("j", 2, bytes(32), MANIFEST)
+    with pytest.raises(StreamError, match="not the one that was announced"):
+        await ModelDownload().get(Coordinator(), wrong, 5.0)  # type: ignore[arg-type]
