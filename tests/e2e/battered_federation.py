@@ -255,6 +255,28 @@ class BatteredFederation:
                 path.unlink()
         return len(committed)
 
+    def check_ledger(self) -> int:
+        """Check that whatever a private job may have released had been counted before; how many releases there are.
+
+        Counted is what stands in the ledger of the job. Released may be every session that was unmasked.
+        """
+        with closing(sqlite3.connect(self.cluster.workdir / "coordinator" / "state" / "coordinator.db")) as database:
+            counted = {
+                row[0] for row in database.execute("SELECT session_id FROM privacy_releases WHERE client_id = ''")
+            }
+            committed = {
+                row[0]
+                for row in database.execute(
+                    "SELECT s.session_id FROM sessions s JOIN attempts a USING (job_id, round_id, attempt)"
+                    " WHERE a.state = 'committed'"
+                )
+            }
+        with closing(sqlite3.connect(self.cluster.workdir / "keyserver" / "state" / "keyserver.db")) as database:
+            unmasked = {row[0] for row in database.execute("SELECT session_id FROM keyserver_unmasked_sessions")}
+        assert committed <= counted, len(committed - counted)
+        assert unmasked <= counted, len(unmasked - counted)
+        return len(committed)
+
     def check_unmasked_once(self) -> None:
         """Check that no site stands twice in a journal for one session."""
         for journal in self.cluster.workdir.glob("sites/*/state/journal.jsonl"):
