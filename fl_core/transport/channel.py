@@ -37,7 +37,7 @@ CHANNEL_OPTIONS: tuple[Option, ...] = (
 
 SERVER_OPTIONS: tuple[Option, ...] = (
     *_KEEPALIVE,
-    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_time_ms", 20_000),
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
     ("grpc.max_send_message_length", MAX_RESPONSE_BYTES),

@@ -1,10 +1,12 @@
 """Rounds over links that are slow, break, corrupt and swallow: the sum stays exact, and one bad link costs itself."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 from fault_proxy import FaultProxy, Faults, running_proxy
@@ -13,10 +15,14 @@ from whole_federation import HONEST, Steps, WholeFederation, running_federation
 from client_sdk import Array
 from client_sdk.connections import Services
 from client_sdk.participation import Participation
+from fl_core.errors import PeerLost
 from fl_core.rounds.plan import RoundPlan
 from fl_core.transport.channel import open_channel
+from fl_core.transport.errors import rpc_errors
 from fl_core.transport.identity import Role
+from fl_core.wire.v1 import coordinator_pb2, status_pb2
 from fl_core.wire.v1.aggregator_pb2_grpc import AggregatorServiceStub
+from fl_core.wire.v1.coordinator_pb2_grpc import CoordinatorServiceStub
 
 pytestmark = pytest.mark.e2e
 
@@ -107,3 +113,31 @@ async def test_a_cut_in_the_middle_of_everything_costs_nobody_the_round(whole: W
         report = await run_round(whole, address, {"min_seconds": 50.0, "max_seconds": 50.0})
         await cutting
     assert set(report.survivors) == set(HONEST)
+
+
+async def read_to_the_end(call: Any) -> None:
+    while await call.read() is not grpc.aio.EOF:
+        pass
+
+
+@pytest.mark.skipif(not os.environ.get("TACIT_KILL_MATRIX"), reason="takes half a minute; part of the long form")
+async def test_a_peer_that_is_dead_is_noticed_within_half_a_minute_at_both_ends(
+    whole: WholeFederation, federation: Any
+) -> None:
+    loop, credentials = asyncio.get_running_loop(), federation.credentials(Role.SITE, HONEST[0])
+    async with (
+        running_proxy(whole.addresses[Role.COORDINATOR]) as (proxy, address),
+        open_channel(address, credentials, Role.COORDINATOR) as channel,
+    ):
+        call = CoordinatorServiceStub(channel).WatchRounds(coordinator_pb2.WatchRoundsRequest())
+        await call.read()
+        # From here on neither end hears anything of the other, and no connection is closed.
+        proxy.faults = Faults(swallow=True)
+        began = loop.time()
+        with pytest.raises(PeerLost), rpc_errors():
+            await read_to_the_end(call)
+        assert loop.time() - began <= 31.0
+        stub = whole.stub(Role.COORDINATOR, whole.operator)
+        while (await stub.GetStatus(status_pb2.GetStatusRequest())).connected_sites:
+            assert loop.time() - began <= 31.0
+            await asyncio.sleep(0.1)
