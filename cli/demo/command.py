@@ -8,6 +8,7 @@ import typer
 
 from cli.output import JsonOption, console, print_json, progress_console
 from fl_core.rounds.plan import Aggregation
+from fl_core.rounds.privacy_terms import Mechanism
 
 if TYPE_CHECKING:
     from cli.demo.options import DemoOptions
@@ -44,6 +45,11 @@ def demo(
     record: Annotated[
         bool, typer.Option("--record/--no-record", help="Sites log their plain updates for the check of exactness.")
     ] = True,
+    privacy: Annotated[
+        Mechanism | None,
+        typer.Option("--privacy", help="Differential privacy: who adds the noise.", show_default=False),
+    ] = None,
+    epsilon: Annotated[float, typer.Option("--epsilon", help="Privacy budget of the run, at delta 1e-5.")] = 8.0,
     as_json: JsonOption = False,
 ) -> None:
     """Train one model at ten sites with secure aggregation while three of them are killed.
@@ -62,6 +68,8 @@ def demo(
         kill=min(3, most_kills(sites)) if kill is None else kill,
         seed=seed,
         record=record,
+        privacy=privacy,
+        epsilon=epsilon,
         codec=codec,
     )
     result = _run(options)

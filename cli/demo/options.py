@@ -1,14 +1,17 @@
 """What the demo may be told, and what follows from it: the job, the clients' names, who is killed and where."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
 import numpy as np
 
+from cli.demo.private import PRIVATE_RING_BITS, privacy_section
 from fl_core.codec.presets import PRESETS
 from fl_core.errors import ConfigError
 from fl_core.rounds.plan import Aggregation, Scalar
+from fl_core.rounds.privacy_terms import Mechanism
 from fl_core.secagg.profiles import default_threshold
 
 KILL_ROUND = 3
@@ -56,6 +59,9 @@ class DemoOptions:
         record: sites log their updates before masking, for the check of exactness.
         codec: the name of a preset; a ring of 20 bits without rotation or selection when None.
 
+        privacy: who adds noise; nobody when None.
+        epsilon: of the whole job, at a delta of 1e-5.
+
     Raises:
         ConfigError: a number is out of range, or too many sites are killed for the threshold to hold.
     """
@@ -68,6 +74,8 @@ class DemoOptions:
     seed: int = 1
     record: bool = True
     codec: str | None = None
+    privacy: Mechanism | None = None
+    epsilon: float = 8.0
 
     def __post_init__(self) -> None:
         if not MIN_SITES <= self.sites <= MAX_SITES:
@@ -88,6 +96,8 @@ class DemoOptions:
                 f"the codec {self.codec} does not work under masks",
                 fix="say --aggregation plain, or take another codec",
             )
+        if self.privacy is not None and self.codec is not None and self.privacy.is_in_ring:
+            raise ConfigError("--privacy rounds updates in its own way", fix="leave --codec out, or take local noise")
         if self.seed < 0:
             raise ConfigError("--seed is out of range", expected="0 or more", got=self.seed)
 
@@ -112,8 +122,20 @@ class DemoOptions:
         """What the sites' trainers are told."""
         return {"epochs": EPOCHS, "learning_rate": LEARNING_RATE, "seed": self.seed}
 
-    def job(self) -> dict[str, object]:
-        """The job, as it would stand in a file for `tacit train`."""
+    def job(self, shares: Sequence[int] = ()) -> dict[str, object]:
+        """The job, as it would stand in a file for `tacit train`.
+
+        Args:
+            shares: samples of each site; only a private job depends on them.
+        """
+        job = self._job()
+        if self.privacy is not None:
+            job["privacy"] = privacy_section(self.privacy, self.epsilon, shares, BATCH_SIZE, EPOCHS)
+            if self.privacy.is_in_ring:
+                job["codec"] = {"ring_bits": PRIVATE_RING_BITS}
+        return job
+
+    def _job(self) -> dict[str, object]:
         return {
             "name": "digits",
             "rounds": self.rounds,

@@ -25,6 +25,7 @@ class DemoResult:
         aggregate_exact: each aggregate was the plain sum of its survivors' updates; None when nothing was recorded.
         aggregation_seconds: of each committed round, what is left without the time in which some site trained.
         detail: why the job ended early; empty otherwise.
+        privacy: the privacy report of a private job, see docs/privacy.md.
     """
 
     workdir: Path
@@ -37,6 +38,7 @@ class DemoResult:
     aggregate_exact: bool | None
     aggregation_seconds: Sequence[float]
     detail: str = ""
+    privacy: Mapping[str, object] | None = None
 
     @property
     def committed(self) -> list[RoundReport]:
@@ -79,7 +81,13 @@ class DemoResult:
             "bytes_down_per_site": self.bytes_down_per_site,
             "phase_seconds": self._mean_phase_seconds(),
             "aggregation_seconds": [round(seconds, 3) for seconds in self.aggregation_seconds],
+            **self._privacy_figures(),
         }
+
+    def _privacy_figures(self) -> dict[str, object]:
+        if self.privacy is None:
+            return {}
+        return {"privacy": {name: self.privacy[name] for name in ("mechanism", "unit_of_privacy", "budget", "spent")}}
 
     def _mean_phase_seconds(self) -> dict[str, float]:
         phases = [phase for phase in PHASE_TITLES if any(phase in report.phase_seconds for report in self.committed)]

@@ -1,6 +1,8 @@
 """One run of the demo: a cluster, its sites, the job, and every check of what came out."""
 
 import asyncio
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -22,6 +24,7 @@ from client_sdk.adapters.torch import initial_parameters
 from fl_core.errors import ConfigError
 from fl_core.rounds.job import job_from_mapping
 from fl_core.rounds.plan import Aggregation
+from fl_core.rounds.privacy_terms import Mechanism
 from fl_core.rounds.report import RoundReport
 
 SITE_PROGRAM = "cli.demo.site_process"
@@ -43,6 +46,8 @@ class Demo:
     _training: DigitSet = field(init=False)
     _held_out: DigitSet = field(init=False)
     _accuracy: dict[int, float] = field(init=False, default_factory=dict)
+    _shares: list[int] = field(init=False, default_factory=list)
+    _privacy: Mapping[str, object] | None = field(init=False, default=None)
 
     def run(self) -> DemoResult:
         """Start everything, train, stop everything, check.
@@ -80,6 +85,7 @@ class Demo:
         self.view.step(f"starting {self.options.sites} sites, each a process of its own")
         victims = self.options.victims()
         shares = split_unevenly(self._training, self.options.sites, self.options.seed)
+        self._shares = [len(share) for share in shares]
         for client_id, share in zip(self.options.client_ids, shares, strict=True):
             config = cluster.add_site(
                 client_id,
@@ -99,7 +105,7 @@ class Demo:
         async with Operator.connect(OperatorConfig.from_file(cluster.operator_config)) as operator:
             tensors = initial_parameters(build_network(self.options.seed))
             self._accuracy[1] = measure(dict(tensors), self._held_out)
-            history = JobHistory(await operator.submit(job_from_mapping(self.options.job()), tensors))
+            history = JobHistory(await operator.submit(job_from_mapping(self.options.job(self._shares)), tensors))
             self.view.step(f"training {self.options.rounds} rounds, {self.options.aggregation.value}")
             async for event in operator.watch(history.job_id):
                 history.add(event)
@@ -107,6 +113,8 @@ class Demo:
                 sites.check_alive()
                 if not isinstance(event, JobSummary) and event.state.is_final:
                     await self._round_ended(operator, event)
+            if self.options.privacy is not None:
+                self._privacy = json.loads(await operator.privacy_report(history.job_id))
             return history
 
     async def _round_ended(self, operator: Operator, report: RoundReport) -> None:
@@ -118,10 +126,13 @@ class Demo:
         self.view.round_ended(report, self._accuracy[report.model_version])
 
     def _result(self, history: JobHistory, sites: SiteProcesses, centralised: list[float]) -> DemoResult:
-        self.view.step("comparing every aggregate with the plain sum of its survivors' updates")
         committed = [report for report in history.reports if is_committed(report)]
         folder = self.options.workdir.resolve() / "sites"
-        exact = all(is_exact(report, folder) for report in committed) if self.options.record else None
+        # The noise of central privacy is in every sum and in no record.
+        is_compared = self.options.record and self.options.privacy is not Mechanism.CENTRAL
+        if is_compared:
+            self.view.step("comparing every aggregate with the plain sum of its survivors' updates")
+        exact = all(is_exact(report, folder) for report in committed) if is_compared else None
         victims = self.options.victims()
         return DemoResult(
             workdir=self.options.workdir,
@@ -136,6 +147,7 @@ class Demo:
                 report.round_seconds - training_seconds(sites.events.values(), report.round_id) for report in committed
             ],
             detail=history.failure,
+            privacy=self._privacy,
         )
 
 

@@ -6,6 +6,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from cli.demo.private import budget_in_words
 from cli.demo.result import DemoResult
 from cli.demo.view import killed_in_words
 from cli.output import bytes_text, percent_text, seconds_text
@@ -33,6 +34,7 @@ def _rows(result: DemoResult) -> list[tuple[str, Text | str]]:
         ("rounds committed", outcome if not result.detail else f"{outcome}; {result.detail}"),
         ("killed with SIGKILL", killed_in_words(result.killed)),
         ("aggregate", _exactness(result)),
+        *([("privacy", budget_in_words(result.privacy))] if result.privacy is not None else []),
         ("accuracy", _accuracy(result)),
         ("aggregation", _aggregation(result)),
         (
@@ -44,6 +46,8 @@ def _rows(result: DemoResult) -> list[tuple[str, Text | str]]:
 
 
 def _exactness(result: DemoResult) -> Text:
+    if result.privacy is not None and result.privacy["mechanism"] == "central":
+        return Text("not compared: the key server's noise is in every sum", style="yellow")
     if result.aggregate_exact is None:
         return Text("not checked: the sites recorded nothing", style="yellow")
     if not result.aggregate_exact:

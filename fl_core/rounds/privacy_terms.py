@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from math import ceil, exp, floor, isfinite, lgamma, log, log1p, sqrt
 
-from fl_core.codec.rotation import padded_length
+from fl_core.codec.rotation_shape import padded_length
 from fl_core.errors import PlanError
 from fl_core.privacy.budget import PrivacyBudget
 from fl_core.privacy.distributions import MAX_STD

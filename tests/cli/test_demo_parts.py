@@ -18,7 +18,8 @@ from fl_core.errors import ConfigError, StorageError
 from fl_core.rounds.job import job_from_mapping
 from fl_core.rounds.machine import DropoutReason, RoundState, SiteDropout
 from fl_core.rounds.plan import Aggregation, ClientId, JobId
-from fl_core.rounds.planner import check_job
+from fl_core.rounds.planner import check_job, check_private_job
+from fl_core.rounds.privacy_terms import Mechanism
 from fl_core.rounds.report import RoundReport
 
 KEYS = {
@@ -192,3 +193,12 @@ def test_a_codec_is_one_that_exists_and_fits_the_aggregation(tmp_path: Path) -> 
     with pytest.raises(ConfigError, match="--aggregation plain"):
         DemoOptions(tmp_path, codec="one-bit")
     DemoOptions(tmp_path, codec="one-bit", aggregation=Aggregation.PLAIN)
+
+
+@pytest.mark.parametrize("mechanism", list(Mechanism))
+def test_a_private_demo_is_a_job_that_can_hold(tmp_path: Path, mechanism: Mechanism) -> None:
+    options = DemoOptions(tmp_path, privacy=mechanism, epsilon=8.0)
+    job = job_from_mapping(options.job([20, 100, 400]))
+    check_private_job(job, 10_026)
+    assert job.privacy is not None
+    assert job.privacy.epsilon == 8.0
