@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-HEAVY = ("torch", "sqlalchemy", "alembic", "fsspec", "numba", "matplotlib", "sklearn", "flwr")
+HEAVY = ("torch", "sqlalchemy", "alembic", "fsspec", "numba", "matplotlib", "sklearn", "flwr", "opentelemetry")
 
 
 def test_the_import_contracts_hold() -> None:
