@@ -8,6 +8,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import TypeVar, cast
 
+from fl_core.codec.model_format import ModelFormat
 from fl_core.codec.presets import PRESETS
 from fl_core.codec.spec import Levels, Selection, check_feedback, check_stages
 from fl_core.errors import PlanError
@@ -115,6 +116,7 @@ class JobSpec:
         training: options for the sites' trainers.
         paillier: of an encrypted job.
         evaluate_every: rounds between evaluations; 0 is never.
+        model_format: what the 32-bit floats of a released model are rounded to.
         privacy: mechanism and budget; no differential privacy when None.
 
     Raises:
@@ -140,6 +142,7 @@ class JobSpec:
     training: Mapping[str, Scalar] = field(default_factory=lambda: MappingProxyType({}))
     paillier: PaillierChoice = field(default_factory=PaillierChoice)
     evaluate_every: int = 1
+    model_format: ModelFormat = ModelFormat.EXACT
     privacy: PrivacyChoice | None = None
 
     def __post_init__(self) -> None:
@@ -429,5 +432,6 @@ _JOB: Mapping[str, Reader] = {
     "training": _options,
     "paillier": _section(PaillierChoice, _PAILLIER),
     "evaluate_every": _integer,
+    "model_format": _member(ModelFormat),
     "privacy": read_privacy,
 }

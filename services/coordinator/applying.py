@@ -7,6 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
+from fl_core.codec.model_format import ModelFormat
 from fl_core.codec.tensors import FloatVector, TensorManifest, Tensors, TensorSpec, add_update, manifest_of
 from fl_core.rounds.job import JobSpec
 from fl_core.rounds.optimizer import OptimizerSpec, OptimizerState, change, slot_names
@@ -16,6 +17,7 @@ from services.coordinator.models import ModelStore
 from services.coordinator.privacy_desk import PrivacyDesk
 from services.coordinator.private_sum import PrivateTotal, open_private_total
 from services.coordinator.records import ModelRecord
+from services.coordinator.released import ReleasedModel
 from services.coordinator.spans import load_span, store_span
 from services.coordinator.totals import SessionSum, Total, open_total
 from services.runtime.offload import offload
@@ -56,10 +58,14 @@ async def make_next_version(
     total: Total | PrivateTotal = (
         await offload(open_private_total, sums) if is_private else await offload(open_total, sums)
     )
-    move = ModelMove(plan.manifest, spec.optimizer, state, total.means())
+    exact = spec.model_format is ModelFormat.EXACT
+    released = None if exact else await ReleasedModel.of(models, base, plan.manifest, spec.model_format)
+    move = ModelMove(plan.manifest, spec.optimizer, state, total.means(), released)
     stem = f"models/{plan.job_id}/v{base.version + 1}-r{plan.round_id}a{plan.attempt}"
     stored = await models.receive(f"{stem}.safetensors", plan.manifest, _moved(models, base, move))
     optimizer_blob = await _store_state(models, f"{stem}-optimizer.safetensors", move.state)
+    if released is not None:
+        await released.store(models, stored.blob_name)
     if isinstance(total, PrivateTotal):
         await _settle_clip(total, privacy)
     elif plan.codec.adaptive:
@@ -103,6 +109,7 @@ class ModelMove:
         optimizer: the rule.
         state: after the round before. Its vectors become those after this round, in place.
         means: the mean update of the sum.
+        released: rounds the new model; None when it is released as it is.
     """
 
     def __init__(
@@ -111,10 +118,12 @@ class ModelMove:
         optimizer: OptimizerSpec,
         state: OptimizerState,
         means: Means,
+        released: ReleasedModel | None = None,
     ) -> None:
         self._optimizer = optimizer
         self._before = state
         self._means = means
+        self._released = released
         names = slot_names(optimizer)
         slots = {name: state.slots.get(name, np.zeros(manifest.size, np.float32)) for name in names}
         self._after = OptimizerState(state.steps + 1, slots)
@@ -152,7 +161,8 @@ class ModelMove:
         for name, slot in after.slots.items():
             self._after.slots[name][place] = slot
         block: Tensors = {spec.name: np.frombuffer(elements, spec.dtype)}
-        return add_update(block, moved, TensorManifest((spec,)))[spec.name].tobytes()
+        made = add_update(block, moved, TensorManifest((spec,)))[spec.name]
+        return (made if self._released is None else self._released.take(made, place)).tobytes()
 
 
 def _blocks_of(manifest: TensorManifest) -> Iterator[tuple[TensorSpec, int]]:
