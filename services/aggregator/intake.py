@@ -22,6 +22,9 @@ from services.runtime.streams import next_message
 IDLE_S = 0.25
 """An upload that is silent for longer gives its place to another one, until it goes on."""
 
+SENDERS_PER_SLOT = 4
+"""Uploads that may send for each one that is received now: their first bytes are here when a place is free."""
+
 StreamPart = aggregator_pb2.UpdateParametersRequest | aggregator_pb2.SubmitMaskRequest
 
 
@@ -39,6 +42,7 @@ class UploadIntake:
         self._staging = staging
         self._partial = partial
         self._slots = asyncio.Semaphore(max_uploads)
+        self._senders = asyncio.Semaphore(SENDERS_PER_SLOT * max_uploads)
         self._stall_timeout_s = stall_timeout_s
 
     async def receive_upload(
@@ -135,9 +139,12 @@ class UploadIntake:
             # Bytes that were accepted before are only compared, so they need no room.
             return await self._compare(session, header, requests, received)
         key = UploadKey(session.plan.session_id, index)
-        async with _Turn(self._slots, self._stall_timeout_s) as turn, self._open(key, session.plan, header) as opened:
+        if header.first_byte:
+            # Said before the site is told to send: then the refusal reaches it for certain.
+            self._partial.find(key)
+        turn = _Turn(self._slots, self._senders, begin, self._stall_timeout_s)
+        async with turn, self._open(key, session.plan, header) as opened:
             upload, stream = opened
-            await begin()
             try:
                 while (chunk := await turn.next_chunk(upload, requests)) is not None:
                     session.check_may_upload(index)
@@ -205,17 +212,36 @@ class _Turn:
 
     Args:
         slots: the places.
+        senders: those that may send; what they send waits in the buffers of gRPC until they have a place.
+        begin: tells the site that it may send.
         stall_timeout_s: longest pause between two messages.
     """
 
-    def __init__(self, slots: asyncio.Semaphore, stall_timeout_s: float) -> None:
+    def __init__(
+        self,
+        slots: asyncio.Semaphore,
+        senders: asyncio.Semaphore,
+        begin: Callable[[], Awaitable[None]],
+        stall_timeout_s: float,
+    ) -> None:
         self._slots = slots
+        self._senders = senders
+        self._begin = begin
         self._stall_timeout_s = stall_timeout_s
         self._has_place = False
+        self._is_sender = False
         self.trailer = tensors_pb2.StreamTrailer()
 
     async def __aenter__(self) -> Self:
-        await self._take_place()
+        with QUEUE_WAITING.labels("uploads").track_inprogress():
+            await self._senders.acquire()
+        self._is_sender = True
+        try:
+            await self._begin()
+            await self._take_place()
+        except BaseException:
+            self._give_place()
+            raise
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -265,6 +291,9 @@ class _Turn:
         self._has_place = True
 
     def _give_place(self) -> None:
+        if self._is_sender:
+            self._is_sender = False
+            self._senders.release()
         if self._has_place:
             self._has_place = False
             self._slots.release()

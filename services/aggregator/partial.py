@@ -112,6 +112,17 @@ class PartialUploads:
             return Kept(0, b"")
         return Kept(upload.reader.received_bytes, upload.reader.received_sha256)
 
+    def find(self, key: UploadKey) -> PartialUpload:
+        """An upload that a stream may go on with.
+
+        Raises:
+            Overloaded: what came before is not kept any more.
+        """
+        upload = self._uploads.get(key)
+        if upload is None or not upload.is_whole_so_far:
+            raise Overloaded("what came of this upload is not kept any more", fix="ask again and go on from there")
+        return upload
+
     @asynccontextmanager
     async def new(self, key: UploadKey, reader: ChunkReader) -> AsyncIterator[tuple[PartialUpload, object]]:
         """Receive an upload from its first byte, in the block. What was kept of an earlier try goes.
@@ -136,9 +147,7 @@ class PartialUploads:
             Overloaded: what came before is not kept any more.
             StreamError: the stream does not fit what came before.
         """
-        upload = self._uploads.get(key)
-        if upload is None or not upload.is_whole_so_far:
-            raise Overloaded("what came of this upload is not kept any more", fix="ask again and go on from there")
+        upload = self.find(key)
         self._without_stream.pop(key, None)
         async with self._received(key, upload) as stream:
             upload.reader.resume(header, first_byte)
