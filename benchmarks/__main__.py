@@ -11,6 +11,7 @@ from fl_core.errors import TacitError
 
 MODULES = {
     "round": "benchmarks.round_path",
+    "scaling": "benchmarks.scaling",
     "transport": "benchmarks.transport",
     "secagg": "benchmarks.secagg",
     "secaggplus": "benchmarks.secaggplus",
