@@ -14,7 +14,7 @@ from fl_core.crypto.paillier.keys import PrivateKey
 from fl_core.crypto.paillier.pads import pads, subtract_pads
 from fl_core.encrypted.context import EncryptedContext
 from fl_core.encrypted.statement import UploadStatement, check_statement
-from fl_core.errors import NotEnough, PlanError, RemoteProtocolError
+from fl_core.errors import CryptoError, NotEnough, PlanError, RemoteProtocolError
 from fl_core.secagg.context import RosterVerifier
 
 
@@ -94,8 +94,7 @@ class SumOpening:
             CryptoError: a seed was sealed for another attempt, site or key server.
         """
         survivors = check_declared(context, statements, verifier)
-        seeds = (opener.open(stated.sealed_seed, context.seed_context(stated.index)) for stated in statements)
-        return cls(context, survivors, tuple(seeds))
+        return cls(context, survivors, tuple(_seed(context, statement, opener) for statement in statements))
 
     def decrypt(self, private_key: PrivateKey, first: int, data: bytes) -> bytes:
         """Decrypt some ciphertexts of the sum and take the survivors' pads away. Takes a while: run it in a thread.
@@ -122,3 +121,14 @@ class SumOpening:
         for seed in self.seeds:
             plaintexts = subtract_pads(plaintexts, pads(seed, key, first, len(plaintexts)), key.n)
         return write_plaintexts(key, plaintexts)
+
+
+def _seed(context: EncryptedContext, statement: UploadStatement, opener: SeedOpener) -> bytes:
+    try:
+        return opener.open(statement.sealed_seed, context.seed_context(statement.index))
+    except CryptoError as error:
+        raise CryptoError(
+            f"the sealed seed of site {statement.index} does not open",
+            expected="a seed that the site sealed to this key server's certificate, for this attempt",
+            fix="look at that site; the attempt cannot be finished with it",
+        ) from error

@@ -63,6 +63,7 @@ class EncryptedSum:
     def __init__(self, plan: RoundPlan) -> None:
         self._plan = plan
         self._total = EncryptedTotal(encrypted_context(plan))
+        self._announced: dict[int, UploadStatement] = {}
         self._statements: dict[int, UploadStatement] = {}
         self._survivors: tuple[int, ...] = ()
         self._vector: RingVector | None = None
@@ -79,7 +80,7 @@ class EncryptedSum:
         if statement.index != index:
             raise RemoteProtocolError("a site speaks for another one", expected=index, got=statement.index)
         check_statement(self._total.context, statement, RosterTrust(self._plan.roster, trust, datetime.now(UTC)))
-        self._statements[index] = statement
+        self._announced[index] = statement
 
     def take(self, index: int, staged: StagedStream, sha256: bytes) -> None:
         """Check a whole upload, then add it. Takes a while: run it in a thread.
@@ -88,13 +89,16 @@ class EncryptedSum:
             StreamError: it is not what its site signed.
             CodecError: a number in it is no ciphertext.
         """
-        if self._statements[index].upload_sha256 != sha256:
+        statement = self._announced[index]
+        if statement.upload_sha256 != sha256:
             raise StreamError("an upload is not the one that its site signed", expected="the digest of the statement")
         try:
             self._total.check(self._blocks(staged))
         except CryptoError as error:
             raise CodecError(error.what, expected=error.expected, got=error.got) from error
         self._total.add(index, self._blocks(staged))
+        # What a site says later, with another seed, is not about the upload that is in the sum.
+        self._statements[index] = statement
 
     def admit(self, eligible: Iterable[int]) -> None:
         """See `RunningSum`. The whole roster may be in an encrypted sum."""

@@ -161,7 +161,7 @@ def test_statements_of_another_attempt_are_refused(aggregator: Aggregator) -> No
 def test_a_seed_that_was_sealed_for_another_site_does_not_open(aggregator: Aggregator) -> None:
     federation, stolen = aggregator.federation, aggregator.uploads[0].statement.sealed_seed
     moved = state(federation.context, 1, stolen, bytes(32), federation.signers[1])
-    with pytest.raises(CryptoError):
+    with pytest.raises(CryptoError, match="site 1"):
         aggregator.ask(aggregator.lone, [*aggregator.statements(0), moved, *aggregator.statements(2)])
 
 

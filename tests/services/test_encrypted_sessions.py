@@ -185,6 +185,16 @@ async def test_a_malformed_ciphertext_refuses_its_site_and_spoils_nothing(cluste
     np.testing.assert_array_equal(cluster.coordinator.reports[0].vector, plain_sum(plan, [1, 2, 3]))
 
 
+async def test_a_statement_that_comes_after_its_upload_changes_nothing(cluster: Cluster) -> None:
+    plan = await opened_plan(cluster)
+    sent = [await upload(cluster, plan, index) for index in range(3)]
+    site = await cluster.site(plan, 0)
+    other = state(encrypted_context(plan), 0, bytes(113), sent[0].digest, site.credentials.signer())
+    await upload(cluster, plan, 0, replace(sent[0], statement=statement_to_proto(other)))
+    assert await cluster.freeze(plan, range(5)) == (0, 1, 2)
+    np.testing.assert_array_equal(cluster.coordinator.reports[0].vector, plain_sum(plan, [0, 1, 2]))
+
+
 async def test_a_key_that_the_key_server_does_not_stand_for_is_not_encrypted_under(cluster: Cluster) -> None:
     plan = await opened_plan(cluster)
     assert plan.paillier is not None
