@@ -69,17 +69,19 @@ def test_the_sum_of_central_uploads_is_the_clipped_mean() -> None:
 
 @pytest.mark.parametrize("survivors", [7, 10])
 def test_distributed_noise_has_the_planned_variance_and_never_less(survivors: int) -> None:
-    # 10 sites planned, 7 of them at least survive. 150 rounds of 700 coordinates: the standard error is 0.44%.
+    # 10 sites planned, 7 of them at least survive: all of them, or 30% dropped out. 1,000 rounds of 704 coordinates:
+    # the standard error is 0.17%, and a false alarm at 1% has a chance below 1e-8.
     codec = _codec(Mechanism.DISTRIBUTED, multiplier=0.8)
     silent = np.zeros(SIZE, np.float32)
-    squares, rounds = 0.0, 150
+    squares, rounds = 0.0, 1_000
     for _ in range(rounds):
         total = sum(codec.encode(silent, 1, os.urandom).astype(np.uint64) for _ in range(survivors)) % (1 << 24)
         noise = _signed(total[PRIVATE_HEADER:])
         squares += float(noise @ noise)
     seen = squares / (rounds * codec.coordinates)
     target = codec.terms.variance(codec.coordinates)
-    assert seen == pytest.approx(target * survivors / 7, rel=0.022)
+    assert seen == pytest.approx(target * survivors / 7, rel=0.01)
+    assert seen >= target * 0.99
 
 
 def test_distributed_noise_is_rotated_back_and_averages_out() -> None:
