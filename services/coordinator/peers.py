@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import grpc
 
-from fl_core.errors import RemoteProtocolError, TacitError
+from fl_core.errors import PeerLost, RemoteProtocolError, TacitError
 from fl_core.rounds.paillier_terms import Custody, PaillierTerms
 from fl_core.rounds.plan import RoundPlan, ServiceEndpoint
 from fl_core.secagg.messages import Beacon
@@ -19,7 +19,14 @@ from fl_core.transport.retry import Backoff, retry
 from fl_core.transport.tls import Credentials
 from fl_core.wire.checks import indices_from_proto
 from fl_core.wire.convert import beacon_to_proto, custody_to_proto, paillier_terms_from_proto, plan_to_proto
-from fl_core.wire.v1 import aggregator_pb2, aggregator_pb2_grpc, keyserver_pb2, keyserver_pb2_grpc, round_pb2
+from fl_core.wire.v1 import (
+    aggregator_pb2,
+    aggregator_pb2_grpc,
+    keyserver_pb2,
+    keyserver_pb2_grpc,
+    round_pb2,
+    status_pb2,
+)
 
 CALL_TIMEOUT_S = 10.0
 ABANDON_TIMEOUT_S = 2.0
@@ -151,6 +158,17 @@ class AggregatorPeer(ServicePeer):
 
     def __init__(self, address: str, credentials: Callable[[], Credentials], patience_s: float) -> None:
         super().__init__(Role.AGGREGATOR, address, credentials, patience_s, aggregator_pb2_grpc.AggregatorServiceStub)
+
+    async def holds(self, plan: RoundPlan) -> bool:
+        """Whether the aggregator still has a session, as far as it can be asked."""
+        try:
+            response = await self.call("GetStatus", status_pb2.GetStatusRequest(job_id=plan.job_id))
+        except PeerLost:
+            return False
+        except TacitError:
+            # It is there and does not say: then it is believed to be as it was.
+            return True
+        return any(session.session_id == plan.session_id for session in response.sessions)
 
     async def open(self, plan: RoundPlan) -> None:
         """Begin a session."""

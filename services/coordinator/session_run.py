@@ -258,9 +258,19 @@ class SessionRun:
                     return
                 case Quorum.FAIL:
                     detail = f"{answered} uploads are here and {waiting} may still come, {needed} are needed"
+                    await self._check_not_restarted(plan)
                     raise AttemptFailed(AbandonReason.TOO_FEW_UPLOADS, detail + self._last_words())
             left = next_deadline_s(answered, needed, bounds) - self.journal.elapsed_s
             await self.journal.changes.wait(max(left, 0.0) + 0.001)
+
+    async def _check_not_restarted(self, plan: RoundPlan) -> None:
+        """Tell sites that gave up from sites that were turned away by an aggregator that forgot the session.
+
+        Raises:
+            AttemptFailed: the aggregator was restarted, or is out of reach.
+        """
+        if not await self._aggregator.holds(plan):
+            raise AttemptFailed(AbandonReason.SERVICE_RESTARTED, "the aggregator does not know the session any more")
 
     def _last_words(self) -> str:
         """Why a site left, in its words: often all of them left for the same reason."""

@@ -144,6 +144,7 @@ class ScriptedAggregator(aggregator_pb2_grpc.AggregatorServiceServicer):
         self.sessions = sessions
         self.coordinator: Any = None
         self.report_errors: list[TacitError] = []
+        self.forgot = False
         self.tamper: Callable[[AggregateInfo, bytes], tuple[AggregateInfo, bytes]] = lambda info, data: (info, data)
         self.sign: Callable[[str, Any], Any] = lambda kind, body: None
         self.frozen_as: Callable[[tuple[int, ...]], tuple[int, ...]] = lambda survivors: survivors
@@ -169,6 +170,10 @@ class ScriptedAggregator(aggregator_pb2_grpc.AggregatorServiceServicer):
         digests = {index: sha256(session.vectors[index].tobytes()).digest() for index in survivors}
         part = self.sign("frozen", frozen_body(UploadTree(session.plan.binding, digests))) if digests else None
         return aggregator_pb2.FreezeSurvivorsResponse(survivors=session.survivors, part=part)
+
+    async def GetStatus(self, request: Any, context: Any) -> Any:
+        known = [] if self.forgot else list(self.sessions._sessions)
+        return status_pb2.GetStatusResponse(sessions=[status_pb2.SessionStatus(session_id=name) for name in known])
 
     async def AbandonAggregation(self, request: Any, context: Any) -> Any:
         self.sessions.abandoned.append(request.session_id)

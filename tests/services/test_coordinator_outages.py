@@ -9,7 +9,7 @@ from coordinator_kit import Kit, ScriptedSession, ScriptedSite, obedient, runnin
 
 from fl_core.rounds.machine import AbandonReason, RoundState
 from fl_core.transport.identity import Role
-from fl_core.wire.v1 import aggregator_pb2_grpc, coordinator_pb2
+from fl_core.wire.v1 import aggregator_pb2_grpc, coordinator_pb2, round_pb2
 from services.coordinator import program
 from services.coordinator.driver import Driver
 
@@ -142,3 +142,19 @@ async def test_a_drain_does_not_wait_for_sites_that_never_come(kit: Kit, drivers
     await kit.until(lambda status: status.jobs[0].current.round_id == 1, job_id)
     await asyncio.wait_for(drivers[-1].drain(60.0), 10)
     assert (await kit.status(job_id)).jobs[0].status == "running"
+
+
+async def test_sites_that_an_aggregator_turned_away_after_its_restart_are_an_interruption(kit: Kit) -> None:
+    async def leaves_at_first(site: ScriptedSite, session: ScriptedSession, index: int) -> None:
+        if session.plan.attempt > 1:
+            await obedient(site, session, index)
+            return
+        session.share(index)
+        await site.leave(session.plan, round_pb2.DROPOUT_REASON_DISCONNECTED)
+
+    kit.aggregator.forgot = True
+    kit.connect(*SITES, behaviour=leaves_at_first)
+    (first, second), status = await kit.run_job(rounds=1, max_attempts=1, aggregation="secagg")
+    assert first.abandon_reason is AbandonReason.SERVICE_RESTARTED
+    assert second.state is RoundState.COMMITTED
+    assert status.status == "completed"
