@@ -56,6 +56,8 @@ def _service_to_json(answer: "status_pb2.GetStatusResponse") -> dict[str, object
         "connected_sites": list(answer.connected_sites),
         "jobs": [JobSummary.from_message(job).to_json() for job in answer.jobs],
         "sessions": [_session_to_json(session) for session in answer.sessions],
+        "leading": answer.leading,
+        "leader": answer.leader,
     }
 
 

@@ -1,5 +1,6 @@
 """Two coordinators on one PostgreSQL: one drives, the other takes over, and the former writes nothing any more."""
 
+import asyncio
 import secrets
 import signal
 import threading
@@ -12,8 +13,10 @@ from fleet import Fleet, running_fleet
 from postgres_server import create_database
 from test_several_sessions import PHASES, Held, until_shared
 
+from cli.operator import Operator, OperatorConfig
 from fl_core.errors import ConfigError, NotLeading
 from fl_core.rounds.machine import AbandonReason, RoundState
+from fl_core.rounds.report import RoundReport
 from fl_core.transport.errors import rpc_errors
 from fl_core.transport.identity import Role
 from fl_core.wire.v1 import coordinator_pb2
@@ -95,6 +98,30 @@ async def test_a_leader_that_ends_in_order_is_followed_at_once(fleet: Fleet) -> 
     (report,) = await fleet.watch(await fleet.submit(1))
     assert report.state is RoundState.COMMITTED
     fleet.exact_sessions(report)
+
+
+async def test_an_operator_follows_a_job_past_a_leader_that_is_killed(fleet: Fleet) -> None:
+    gate = threading.Event()
+    leader = await fleet.until_led()
+    for client_id in SITES:
+        fleet.join(client_id, Held(gate=gate))
+    job_id = await fleet.submit(1)
+    files = fleet.federation.issue(Role.OPERATOR, "olga")
+    config = OperatorConfig(fleet.addresses[Role.COORDINATOR], files.certificate, files.key, files.ca)
+    async with Operator.connect(config) as operator, asyncio.timeout(PATIENCE_S):
+        following = asyncio.create_task(collect(operator, job_id))
+        await until_shared(fleet)
+        fleet.signal(fleet.id_of(leader), signal.SIGKILL)
+        gate.set()
+        reports = await following
+    assert [(report.attempt, report.state) for report in reports] == [
+        (1, RoundState.ABANDONED),
+        (2, RoundState.COMMITTED),
+    ]
+
+
+async def collect(operator: Operator, job_id: str) -> list[RoundReport]:
+    return [event async for event in operator.watch(job_id) if isinstance(event, RoundReport)]
 
 
 async def test_sqlite_takes_one_coordinator_and_says_so(
