@@ -5,6 +5,7 @@ were shown different keys cannot open each other's shares, and their signatures 
 sparse graph a site sees few of the advertisements, and knows by the root that they are part of the same directory.
 """
 
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -70,9 +71,8 @@ class FrozenKeys:
 
     def excerpt(self, directory: Directory, index: int, beacon: Beacon) -> KeyDirectory:
         """What the member `index` is shown of a directory with a sparse graph."""
-        places = {member: place for place, member in enumerate(directory.members)}
         shown = _shown(directory.graph, index)
-        proof = self._tree.prove([places[member] for member in shown])
+        proof = self._tree.prove([bisect_left(directory.members, member) for member in shown])
         advertisements = tuple(directory.advertisements[member] for member in shown)
         return KeyDirectory(advertisements, DirectoryExcerpt(directory.members, proof, beacon))
 
@@ -224,8 +224,7 @@ def _read_excerpt(
     _check_all(context, advertisements)
     by_index = {advertisement.index: advertisement for advertisement in advertisements}
     check_subset(tuple(by_index), members, "the advertisements", "U1")
-    places = {member: place for place, member in enumerate(members)}
-    known = {places[one.index]: _leaf(context, one) for one in advertisements}
+    known = {bisect_left(members, one.index): _leaf(context, one) for one in advertisements}
     digest = directory_digest(context, members, root_of(len(members), known, excerpt.proof))
     graph = _graph(context, members, digest, excerpt.beacon)
     check_equal(tuple(by_index), _shown(graph, index), "the advertisements")

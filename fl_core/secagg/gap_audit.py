@@ -27,8 +27,8 @@ def check_gaps(graph: HararyGraph, survivors: Sequence[int], need: int) -> None:
         NotEnough: two disjoint windows have so many missing members.
     """
     size, window = len(graph.order), graph.degree // 2
-    present = set(survivors)
-    missing = np.array([member not in present for member in graph.order], np.int64)
+    present = np.isin(np.array(graph.order, np.int64), np.array(survivors, np.int64))
+    missing = (~present).astype(np.int64)
     ring = np.concatenate([[0], np.cumsum(np.concatenate([missing, missing]))])
     bad = ring[window : window + size] - ring[:size] >= need
     # A window that starts between `window` and `size - window` places further on shares no member with this one.

@@ -1,6 +1,6 @@
 """Checks of the lists of indices that peers send. A set travels as an ascending list, so that it has one form."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Sequence, Set
 from itertools import pairwise
 
 from fl_core.errors import RemoteProtocolError
@@ -24,7 +24,7 @@ def check_subset(indices: Sequence[int], allowed: Collection[int], name: str, wh
         RemoteProtocolError: it is, or does.
     """
     check_ascending(indices, name)
-    known = frozenset(allowed)
+    known = allowed if isinstance(allowed, (range, Set)) else frozenset(allowed)
     for index in indices:
         if index not in known:
             raise RemoteProtocolError(

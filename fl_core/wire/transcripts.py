@@ -55,7 +55,7 @@ def check_plan(transcript: Transcript) -> RoundPlan:
             _check_session(plan, bodies)
     except BadTranscript:
         raise
-    except (TacitError, DecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except (TacitError, DecodeError, KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         reason = str(error) if isinstance(error, TacitError) else type(error).__name__
         raise BadTranscript(
             "the transcript does not follow from its plan",
