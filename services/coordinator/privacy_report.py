@@ -11,7 +11,7 @@ from fl_core.rounds.job import JobSpec
 from fl_core.rounds.plan import Aggregation
 from fl_core.rounds.privacy_choice import Evaluations, NoiseBy, PrivacyChoice
 from fl_core.rounds.privacy_terms import Mechanism
-from services.coordinator.privacy_store import JOB, Release, by_client
+from services.coordinator.privacy_store import JOB, Release, by_client, events_of
 from services.coordinator.records import JobRecord
 
 TRUST: Mapping[Mechanism, str] = {
@@ -84,13 +84,13 @@ def _job_figures(
 ) -> PrivacySpent:
     """Of the job; with local noise the largest of the sites, whose samples are different ones."""
     if privacy.mechanism.is_in_ring:
-        return spent([release.event for release in own], privacy.delta)
-    sites = [spent([row.event for row in rows], privacy.delta) for name, rows in ledgers.items() if name != JOB]
+        return spent(events_of(own), privacy.delta)
+    sites = [spent(events_of(rows), privacy.delta) for name, rows in ledgers.items() if name != JOB]
     return max(sites, key=lambda figures: figures.epsilon, default=spent([], privacy.delta))
 
 
 def _ledger(rows: Sequence[Release], privacy: PrivacyChoice) -> dict[str, object]:
-    figures = spent([row.event for row in rows], privacy.delta)
+    figures = spent(events_of(rows), privacy.delta)
     return {**_spent(figures), "releases": [_line(row) | _receipt(row) for row in rows]}
 
 

@@ -155,6 +155,11 @@ def _events(rows: Sequence[PrivacyRow]) -> list[PrivacyEvent]:
     return list(costliest.values())
 
 
+def events_of(releases: Sequence[Release]) -> list[PrivacyEvent]:
+    """One event for each attempt, as `PrivacyStore.events` gives them."""
+    return _events([_row(release) for release in releases])
+
+
 def by_client(releases: Sequence[Release]) -> Mapping[str, Sequence[Release]]:
     """The rows of each ledger, in order."""
     ledgers: dict[str, list[Release]] = {}

@@ -273,3 +273,16 @@ async def _model_of(whole: WholeFederation, job_id: str, version: int) -> np.nda
     request = coordinator_pb2.GetParametersRequest(job_id=job_id, model_version=version)
     data = b"".join([part.chunk.data async for part in stub.GetParameters(request) if part.HasField("chunk")])
     return np.frombuffer(data, np.float32)
+
+
+async def test_two_sessions_of_one_attempt_are_noised_each_and_counted_once(whole: WholeFederation) -> None:
+    for number in range(6):
+        whole.join(f"site-{number}", Steps(0.001))
+    cohort = {"min": 6, "max": 6, "split": 3}
+    job_id = await whole.submit(1, cohort=cohort, privacy=BUDGET | {"mechanism": "distributed"})
+    reports = await whole.watch(job_id)
+    assert len(reports[-1].survivors) == 6
+    ledger = await _report(whole, job_id)
+    assert len(ledger["releases"]) == 2
+    assert ledger["spent"]["epsilon"] <= 20.0
+    assert len({line["session_id"] for line in ledger["releases"]}) == 2
