@@ -43,6 +43,7 @@ class TrainerThread:
         self._trainer = trainer
         self._client_id = client_id
         self._spool = spool
+        # Bounded by those who ask: one training, one keeping, one forgetting, and MAX_EVALUATIONS.
         self._jobs: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
         self._kept: Task | None = spool.task()
         self._task: Task | None = None

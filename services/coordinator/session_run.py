@@ -70,6 +70,7 @@ class SessionRun:
         self._secure_keyserver = keyserver
         self._beacon = beacon
         self._journal: SessionJournal | None = None
+        # Bounded by the cohort: each site departs once.
         self._departures: asyncio.Queue[tuple[ClientId, DropoutReason]] = asyncio.Queue()
         self._departed: dict[ClientId, str] = {}
         self._revealed: tuple[bytes, Beacon] | None = None
