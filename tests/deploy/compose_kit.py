@@ -16,7 +16,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE = ROOT / "docker-compose.yml"
-PATIENCE_S = 120.0
+PATIENCE_S = 240.0
 
 
 def read_compose() -> dict[str, Any]:

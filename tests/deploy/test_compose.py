@@ -152,6 +152,7 @@ def test_the_config_of_a_service_is_read_and_its_password_comes_from_a_file(
 
 
 @pytest.mark.e2e
+@pytest.mark.timeout(900)
 @pytest.mark.slow
 @pytest.mark.skipif(find_binaries() is None, reason="no PostgreSQL on this machine")
 def test_every_command_line_runs_and_the_federation_trains(tmp_path: Path, free_port: Callable[[], int]) -> None:
