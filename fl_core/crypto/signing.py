@@ -14,9 +14,6 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from fl_core.errors import BadSignature, IdentityError
 
-LONGEST_SIGNATURE = 72
-"""Bytes of the longest DER signature: two integers of 33 bytes, each with 2 bytes in front, in a sequence."""
-
 # As many certificates as the largest roster has sites.
 _CACHED_KEYS = 16_384
 

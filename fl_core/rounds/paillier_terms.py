@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from fl_core.crypto import labels
-from fl_core.crypto.signing import LONGEST_SIGNATURE
+from fl_core.crypto.sizes import LONGEST_SIGNATURE
 from fl_core.errors import PlanError
 
 MAX_MODULUS_BYTES = 512

@@ -10,7 +10,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
-from fl_core.crypto.signing import LONGEST_SIGNATURE, CertificateSigner, verify_signature
+from fl_core.crypto.signing import CertificateSigner, verify_signature
+from fl_core.crypto.sizes import LONGEST_SIGNATURE
 from fl_core.errors import BadSignature, IdentityError
 from fl_core.simulation.identity import simulated_signers
 

@@ -461,7 +461,7 @@ async def test_a_stream_of_an_abandoned_attempt_finds_no_session(
     monkeypatch.setattr(MaskDelivery, "deliver", lost_once)
     whole.join(BAD, tamper=Replay((2, 1), {(2, 2): rf"{stream}\..*"}))
     [spoiled, report], [error] = await play(whole)
-    assert spoiled.abandon_reason is AbandonReason.SERVICE_LOST
+    assert spoiled.abandon_reason is AbandonReason.SERVICE_RESTARTED
     check_says(error, GONE)
     assert (BAD in report.survivors) == (stream == REVEAL)
 
