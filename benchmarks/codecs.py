@@ -31,7 +31,7 @@ LENGTH = 1 << 20
 TURNS, IN_A_ROW = 7, 5
 WEIGHT = 10
 CLIP = 3.0
-ROUNDS = 8
+ROUNDS = 20
 KEY = bytes(16)
 Work = Callable[[], object]
 
