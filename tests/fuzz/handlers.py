@@ -127,6 +127,11 @@ class Bench:
         self._job_id = self._loop.run_until_complete(self._submit())
         atexit.register(self.close)
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether it was closed: then it answers nothing any more."""
+        return self._loop.is_closed()
+
     def close(self) -> None:
         """Stop everything and leave nothing behind."""
         if not self._loop.is_closed():
@@ -365,7 +370,8 @@ _bench: Bench | None = None
 def bench() -> Bench:
     """The services of this process, started when they are first needed."""
     global _bench
-    if _bench is None:
+    if _bench is None or _bench.is_closed:
+        # A test run that spreads a module over workers may set it up a second time.
         _bench = Bench()
     return _bench
 
