@@ -5,8 +5,9 @@ the ring. Models are linear (softmax), one local pass of full gradient descent p
 `distributed` a site is the unit of privacy; `local` adds noise to the gradients of single samples.
 
 All mechanisms of a seed have the same shares of data, the same model to start from and the same sites that drop out,
-so that their accuracies can be compared in pairs. Rates and clips were chosen for the trusted curator alone, on a
-fifth of the training data: no mechanism, and nothing that is held out, had a say.
+so that their accuracies can be compared in pairs. Rate and clip of updates were chosen by the accuracy of the
+trusted curator on fifths of the training data that were held back. Statistics that inputs are standardised with are
+taken as public.
 """
 
 from collections.abc import Sequence
