@@ -44,8 +44,9 @@ SERVER_OPTIONS: tuple[Option, ...] = (
     # With automatic windows gRPC buffers whole updates of sites that wait for their turn.
     ("grpc.http2.bdp_probe", 0),
     ("grpc.http2.lookahead_bytes", 1 << 18),
-    # gRPC reads ahead on each connection for itself, by default up to 4 MiB.
+    # gRPC keeps room to read ahead on each connection, also on one that is silent: by default up to 4 MiB.
     ("grpc.experimental.tcp_max_read_chunk_size", 1 << 16),
+    ("grpc.experimental.tcp_max_read_buffer_size", 1 << 13),
     # Only the identity encoding: masked updates do not compress, and compressed bombs stay out.
     ("grpc.compression_enabled_algorithms_bitset", 1),
     # A second server on the same port must fail instead of taking half of the connections.

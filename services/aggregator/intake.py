@@ -22,7 +22,7 @@ from services.runtime.streams import next_message
 IDLE_S = 0.25
 """An upload that is silent for longer gives its place to another one, until it goes on."""
 
-SENDERS_PER_SLOT = 4
+SENDERS_PER_SLOT = 2
 """Uploads that may send for each one that is received now: their first bytes are here when a place is free."""
 
 StreamPart = aggregator_pb2.UpdateParametersRequest | aggregator_pb2.SubmitMaskRequest

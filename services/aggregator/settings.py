@@ -25,7 +25,7 @@ class AggregatorSettings(ServiceSettings):
     """
 
     coordinator: Addresses
-    memory_budget_bytes: int = Field(default=64 << 20, ge=0)
+    memory_budget_bytes: int = Field(default=16 << 20, ge=0)
     max_sessions: int = Field(default=16, ge=1)
     max_sum_bytes: int = Field(default=8 << 30, ge=1)
     max_uploads: int = Field(default=16, ge=1)

@@ -26,6 +26,7 @@ from services.runtime.identity import OPEN_METHODS, Gatekeeper, RoleTable
 from services.runtime.interceptors import CallBoundary, known_error
 from services.runtime.listening import counting_connections
 from services.runtime.logs import configure_logging
+from services.runtime.memory import tune_memory
 from services.runtime.metrics import HANDSHAKES, measuring, metrics_endpoint, watch_credentials
 from services.runtime.quotas import Quotas
 from services.runtime.settings import ServiceSettings, split_address
@@ -162,6 +163,7 @@ def run_program(main: Callable[[], Coroutine[Any, Any, None]]) -> int:
     Returns:
         Exit status: 0, 2 after an error that is then on stderr in one sentence, 130 after Ctrl-C.
     """
+    tune_memory()
     tune_collector()
     try:
         with asyncio.Runner(loop_factory=loop_factory()) as runner:

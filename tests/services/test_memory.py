@@ -1,0 +1,45 @@
+"""What a service holds after a crowd has gone."""
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from services.runtime.memory import tune_memory
+
+MIB = 1 << 20
+
+# Blocks of 100 KiB, freed but for one at the end, below which glibc by itself gives nothing back.
+CROWD = """
+from pathlib import Path
+from services.runtime.memory import tune_memory
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+if {tuned}:
+    assert tune_memory()
+before = resident()
+blocks = [bytes([1]) * (100 << 10) for _ in range(600)]
+held = blocks[-1]
+blocks.clear()
+print(resident() - before)
+"""
+
+
+def _held_after_a_crowd(*, tuned: bool) -> int:
+    script = [sys.executable, "-c", CROWD.format(tuned=tuned)]
+    return int(subprocess.run(script, capture_output=True, check=True, text=True, timeout=60).stdout)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+def test_a_service_gives_the_memory_of_a_crowd_back() -> None:
+    assert _held_after_a_crowd(tuned=True) < 8 * MIB
+    assert _held_after_a_crowd(tuned=False) > 40 * MIB
+
+
+def test_where_there_is_no_glibc_nothing_is_tuned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.runtime.memory._glibc", lambda: None)
+
+    assert not tune_memory()
