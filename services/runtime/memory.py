@@ -10,11 +10,13 @@ from functools import cache
 POOLS = 2
 """Most calls of malloc come from the event loop and the threads of gRPC, which seldom hold a lock for long."""
 
-LARGE_BYTES = 32 << 10
-"""Blocks from here on are mapped one by one, and unmapped when they are freed: chunks of a stream, and what gRPC reads
-them into."""
+LARGE_BYTES = 1 << 20
+"""Blocks from here on are mapped one by one, and unmapped when they are freed: models, uploads and their sums.
 
-SPARE_BYTES = 1 << 20
+Chunks of a stream are smaller: to map each of them anew would double what a stream costs the processor.
+"""
+
+SPARE_BYTES = 4 << 20
 """Free memory at the end of a pool that is kept."""
 
 # From malloc.h of glibc.

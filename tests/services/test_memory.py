@@ -10,7 +10,8 @@ from services.runtime.memory import tune_memory
 
 MIB = 1 << 20
 
-# Blocks of 100 KiB, freed but for one at the end, below which glibc by itself gives nothing back.
+# Blocks of 1.5 MiB, freed but for the last one, below which glibc by itself gives nothing back once it has seen a
+# larger block go.
 CROWD = """
 from pathlib import Path
 from services.runtime.memory import tune_memory
@@ -20,8 +21,10 @@ def resident():
 
 if {tuned}:
     assert tune_memory()
+larger = bytearray(2 << 20)
+del larger
 before = resident()
-blocks = [bytes([1]) * (100 << 10) for _ in range(600)]
+blocks = [bytes([1]) * (3 << 19) for _ in range(40)]
 held = blocks[-1]
 blocks.clear()
 print(resident() - before)
