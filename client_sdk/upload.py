@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 QUESTION_TIMEOUT_S = 10.0
 
 RESUMED_CHUNK_BYTES = 1 << 15
-"""Chunks of a stream that goes on where another one broke, in bytes."""
+"""Chunks of a stream that follows one that broke, in bytes; half of that after each stream that brought nothing."""
+
+SMALLEST_CHUNK_BYTES = 1 << 12
 
 OnChunk = Callable[[int, int], None]
 """Told the index of a chunk that was sent, and how many there are."""
@@ -77,6 +79,7 @@ class Sending:
         self._on_chunk = on_chunk
         self._began = False
         self._arrived = 0
+        self._chunk_bytes = upload.plan.chunk_bytes
         self.backoff = Backoff()
 
     async def run(self) -> None:
@@ -129,6 +132,7 @@ class Sending:
     def _go_on_from(self, staged_bytes: int, staged_sha256: bytes) -> int:
         payload = self._upload.payload
         if not 0 < staged_bytes <= payload.nbytes:
+            self._cut_smaller()
             return 0
         if sha256(payload[:staged_bytes].data).digest() != staged_sha256:
             # It is not what was sent; only a new beginning can give the right digest.
@@ -136,18 +140,24 @@ class Sending:
         if staged_bytes > self._arrived:
             # The link is bad, but it carries: the next pause is short again.
             self._arrived = staged_bytes
+            self._chunk_bytes = min(self._chunk_bytes, RESUMED_CHUNK_BYTES)
             self.backoff.reset()
+        else:
+            self._cut_smaller()
         return staged_bytes
+
+    def _cut_smaller(self) -> None:
+        """Smaller chunks after a stream of which none arrived: one that never gets through would be sent for ever."""
+        smaller = max(min(self._chunk_bytes // 2, RESUMED_CHUNK_BYTES), SMALLEST_CHUNK_BYTES)
+        self._chunk_bytes = min(self._chunk_bytes, smaller)
 
     async def _stream(self, first_byte: int) -> aggregator_pb2.UpdateParametersResponse:
         upload = self._upload
-        # On a link that breaks, a smaller chunk is more likely to arrive, and less is lost with it.
-        chunk_bytes = min(upload.plan.chunk_bytes, RESUMED_CHUNK_BYTES) if first_byte else upload.plan.chunk_bytes
         header = aggregator_pb2.UpdateHeader(
             session_id=upload.plan.session_id,
             index=upload.index,
             model_version=upload.plan.model_version,
-            stream=tensors_pb2.StreamHeader(total_bytes=upload.payload.nbytes, chunk_bytes=chunk_bytes),
+            stream=tensors_pb2.StreamHeader(total_bytes=upload.payload.nbytes, chunk_bytes=self._chunk_bytes),
             first_byte=first_byte,
             statement=upload.statement,
         )

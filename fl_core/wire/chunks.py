@@ -148,6 +148,7 @@ class ChunkReader:
         max_bytes: the largest stream that is taken.
         expected_bytes: the only total that is right, where it is known beforehand.
         expected_chunk_bytes: the only chunk_bytes that is right, where it is known beforehand.
+        largest_chunk_bytes: the largest chunk_bytes that is right, where smaller ones are too.
 
     Raises:
         StreamError: the header announces something else than may come.
@@ -160,8 +161,9 @@ class ChunkReader:
         max_bytes: int,
         expected_bytes: int | None = None,
         expected_chunk_bytes: int | None = None,
+        largest_chunk_bytes: int = MAX_CHUNK_BYTES,
     ) -> None:
-        _check_header(header, max_bytes, expected_bytes, expected_chunk_bytes)
+        _check_header(header, max_bytes, expected_bytes, expected_chunk_bytes, largest_chunk_bytes)
         self._total_bytes = header.total_bytes
         self._chunk_bytes = header.chunk_bytes
         self._count = _count_within_bound(header.total_bytes, header.chunk_bytes)
@@ -424,7 +426,11 @@ def model_digest_of(manifest: TensorManifest, sha256: bytes) -> bytes:
 
 
 def _check_header(
-    header: tensors_pb2.StreamHeader, max_bytes: int, expected_bytes: int | None, expected_chunk_bytes: int | None
+    header: tensors_pb2.StreamHeader,
+    max_bytes: int,
+    expected_bytes: int | None,
+    expected_chunk_bytes: int | None,
+    largest_chunk_bytes: int = MAX_CHUNK_BYTES,
 ) -> None:
     if header.total_bytes > max_bytes:
         raise StreamError(
@@ -440,8 +446,8 @@ def _check_header(
             got=f"{header.total_bytes} bytes",
             fix="compare the shapes of the model and the codec at both ends",
         )
-    if not 0 < header.chunk_bytes <= MAX_CHUNK_BYTES:
-        raise StreamError("chunk_bytes is out of range", expected=f"1 to {MAX_CHUNK_BYTES}", got=header.chunk_bytes)
+    if not 0 < header.chunk_bytes <= largest_chunk_bytes:
+        raise StreamError("chunk_bytes is out of range", expected=f"1 to {largest_chunk_bytes}", got=header.chunk_bytes)
     if expected_chunk_bytes is not None and header.chunk_bytes != expected_chunk_bytes:
         raise StreamError(
             "the chunks have the wrong size",

@@ -117,7 +117,7 @@ class UploadIntake:
         """
         survivors = tuple(header.survivors)
         session.check_awaits_mask(survivors)
-        reader = _open_reader(session.plan, header.stream)
+        reader = _open_mask(session.plan, header.stream)
         with self._staging.stage(reader.total_bytes) as staged:
             sha256 = await self._receive(
                 reader, staged.write, requests, _Tally(), lambda: session.check_awaits_mask(survivors)
@@ -314,12 +314,17 @@ def _check_model(plan: RoundPlan, header: aggregator_pb2.UpdateHeader) -> None:
 
 
 def _open_upload(plan: RoundPlan, header: tensors_pb2.StreamHeader) -> ChunkReader:
-    if not varies_in_size(plan):
-        return _open_reader(plan, header)
-    return ChunkReader(header, max_bytes=upload_bytes(plan), expected_chunk_bytes=plan.chunk_bytes)
+    total_bytes = upload_bytes(plan)
+    # A site on a bad link sends smaller chunks than the plan says.
+    return ChunkReader(
+        header,
+        max_bytes=total_bytes,
+        expected_bytes=None if varies_in_size(plan) else total_bytes,
+        largest_chunk_bytes=plan.chunk_bytes,
+    )
 
 
-def _open_reader(plan: RoundPlan, header: tensors_pb2.StreamHeader) -> ChunkReader:
+def _open_mask(plan: RoundPlan, header: tensors_pb2.StreamHeader) -> ChunkReader:
     total_bytes = upload_bytes(plan)
     return ChunkReader(header, max_bytes=total_bytes, expected_bytes=total_bytes, expected_chunk_bytes=plan.chunk_bytes)
 

@@ -6,6 +6,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 from secagg_cluster import Cluster, FakeSite, digest, plain_sum, running_cluster
@@ -197,6 +198,64 @@ async def test_the_sdk_starts_anew_where_the_aggregator_kept_something_else(clus
     sending = Sending(sites[0].aggregator, Upload.of(plan, 0, sites[0].plain), 20.0, lambda _index, _count: None)
     sending._began = True
     await sending.run()
+    await assert_sum_of(cluster, plan, [0, 1, 2, 3, 4])
+
+
+class NarrowCall:
+    """An upload that breaks under the first chunk above `limit` bytes."""
+
+    def __init__(self, call: Any, limit: int) -> None:
+        self._call = call
+        self._limit = limit
+        self._is_broken = False
+
+    async def write(self, request: aggregator_pb2.UpdateParametersRequest) -> None:
+        if len(request.chunk.data) > self._limit:
+            self._is_broken = True
+            self._call.cancel()
+            raise self._error()
+        await self._call.write(request)
+
+    def __await__(self) -> Any:
+        if self._is_broken:
+            raise self._error()
+        return self._call.__await__()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._call, name)
+
+    @staticmethod
+    def _error() -> grpc.aio.AioRpcError:
+        return grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, grpc.aio.Metadata(), grpc.aio.Metadata(), "cut")
+
+
+class NarrowLink:
+    """An aggregator behind a link that breaks under large chunks."""
+
+    def __init__(self, aggregator: Any, limit: int) -> None:
+        self.GetUpload = aggregator.GetUpload
+        self.streams = 0
+        self._aggregator = aggregator
+        self._limit = limit
+
+    def UpdateParameters(self, timeout: float) -> NarrowCall:  # noqa: N802
+        self.streams += 1
+        return NarrowCall(self._aggregator.UpdateParameters(timeout=timeout), self._limit)
+
+
+async def test_chunks_shrink_until_one_gets_through(cluster: Cluster) -> None:
+    plan = cluster.plain_plan(size=SIZE, chunk_bytes=1 << 16)
+    await cluster.open_plan(plan)
+    sites = [await cluster.site(plan, index) for index in range(len(plan.roster))]
+    await asyncio.gather(*(site.upload() for site in sites[1:]))
+    link: Any = NarrowLink(sites[0].aggregator, 5000)
+    sending = Sending(link, Upload.of(plan, 0, sites[0].plain), 20.0, lambda _index, _count: None)
+    # 50 kB at once, then 32, 16 and 8 KiB break the link; chunks of 4 KiB get through.
+    for _ in range(4):
+        with pytest.raises(PeerLost):
+            await sending.run()
+    await sending.run()
+    assert link.streams == 5
     await assert_sum_of(cluster, plan, [0, 1, 2, 3, 4])
 
 
