@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 TITLES = {"digits": "convolutional network, 10,026 parameters", "mlp": "multilayer perceptron, 587,392 parameters"}
-COLOUR, EXACT = "#1f5fa8", "#8a8a8a"
+EXACT = "#8a8a8a"
+MARKERS = "os^vDP*X<>hd"
 
 
 def draw(outcomes: Mapping[str, Sequence[Outcome]], path: Path) -> Path:
@@ -20,10 +21,12 @@ def draw(outcomes: Mapping[str, Sequence[Outcome]], path: Path) -> Path:
     mpl.use("Agg")
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5.6 * len(outcomes), 4.4), dpi=140, layout="constrained")
+    figure = Figure(figsize=(5.2 * len(outcomes) + 1.8, 4.4), dpi=140, layout="constrained")
     panels = figure.subplots(1, len(outcomes), squeeze=False)[0]
     for axes, (task, runs) in zip(panels, outcomes.items(), strict=True):
         _draw(axes, TITLES[task], runs)
+    handles, names = panels[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside right center", frameon=False, fontsize=9)
     figure.savefig(path)
     return path
 
@@ -31,18 +34,11 @@ def draw(outcomes: Mapping[str, Sequence[Outcome]], path: Path) -> Path:
 def _draw(axes: "Axes", title: str, runs: Sequence[Outcome]) -> None:
     exact, *coded = runs
     axes.axhline(100 * exact.accuracies[-1], color=EXACT, linewidth=1, linestyle="--")
-    axes.scatter([exact.bytes_up], [100 * exact.accuracies[-1]], color=EXACT, zorder=3)
-    axes.annotate(exact.codec, (exact.bytes_up, 100 * exact.accuracies[-1]), (0, 7), textcoords="offset points")
-    for place, run in enumerate(sorted(coded, key=lambda run: run.bytes_up)):
-        point = (run.bytes_up, 100 * run.accuracies[-1])
-        axes.scatter([point[0]], [point[1]], color=COLOUR, zorder=3)
-        # Names of neighbours stand above and below by turns, so that they do not cover one another.
-        shift, side = ((0, 8), "bottom") if place % 2 else ((0, -8), "top")
-        axes.annotate(
-            run.codec, point, shift, textcoords="offset points", fontsize=8, ha="center", va=side, rotation=18
-        )
+    axes.scatter([exact.bytes_up], [100 * exact.accuracies[-1]], color=EXACT, s=60, label=exact.codec)
+    for run, marker in zip(coded, MARKERS, strict=False):
+        axes.scatter([run.bytes_up], [100 * run.accuracies[-1]], marker=marker, s=60, alpha=0.8, label=run.codec)
     axes.set_xscale("log")
-    axes.margins(x=0.15, y=0.25)
+    axes.margins(x=0.08, y=0.12)
     axes.set_title(title, fontsize=10)
     axes.set_xlabel("bytes of one upload")
     axes.set_ylabel("accuracy on held-out digits, %")

@@ -7,7 +7,7 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from fl_core.codec.kernels_numpy import COIN, Coins
+from fl_core.codec.kernels_numpy import Coins
 from fl_core.codec.tensors import FloatVector
 from fl_core.crypto.mask_prg import RingVector
 
@@ -31,10 +31,10 @@ def quantize(
     update: FloatVector, scale: float, bound: float, span: float, top: int, coins: Coins, out: RingVector
 ) -> None:
     highest = float(top)
-    steps = highest / (2.0 * span)
+    steps, unit = highest / (2.0 * span), 1.0 / (1 << 8 * coins.itemsize)
     for i in range(len(update)):
         clamped = min(max(np.float64(update[i]) * scale, -bound), bound)
-        level = (clamped + span) * steps + np.float64(coins[i]) * COIN
+        level = (clamped + span) * steps + np.float64(coins[i]) * unit
         # No level is negative or above 2**24, so that cutting the fraction off is what floor does.
         out[i] = np.int32(min(level, highest))
 

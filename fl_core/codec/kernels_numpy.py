@@ -12,11 +12,11 @@ from fl_core.crypto.mask_prg import RingVector
 
 ByteVector = npt.NDArray[np.uint8]
 
-Coins = npt.NDArray[np.uint32]
-"""(d,) uint32, uniform: the coins of stochastic rounding."""
+Coins = npt.NDArray[np.unsignedinteger]
+"""(d,) uint16 or uint32, uniform: the coins of stochastic rounding."""
 
 COIN = 2.0**-32
-"""What a coin is a multiple of, as a number in [0, 1)."""
+"""What a coin of 32 bits is a multiple of, as a number in [0, 1); one of 16 bits is a multiple of 2**-16."""
 
 BLOCK = 1 << 16
 """Coordinates that are worked on at a time, so that no intermediate result is as large as a model. A multiple of 8."""
@@ -33,14 +33,14 @@ def quantize(
         bound: in [0, span], model units.
         span: > 0, model units.
         top: the highest level, 1 to 2**24 - 1.
-        coins: (d,), each stands for coin * 2**-32, in [0, 1).
+        coins: (d,), each stands for coin * 2**-32, or 2**-16, in [0, 1).
         out: (d,) unsigned, wide enough for `top`.
     """
-    steps = top / (2.0 * span)
+    steps, unit = top / (2.0 * span), 1.0 / (1 << 8 * coins.itemsize)
     for start in range(0, len(update), BLOCK):
         block = slice(start, start + BLOCK)
         clamped = np.minimum(np.maximum(update[block].astype(np.float64) * scale, -bound), bound)
-        level = np.floor((clamped + span) * steps + coins[block].astype(np.float64) * COIN)
+        level = np.floor((clamped + span) * steps + coins[block].astype(np.float64) * unit)
         out[block] = np.minimum(level, float(top)).astype(np.uint32)
 
 

@@ -57,7 +57,7 @@ def quantize_into(
         clip: largest magnitude kept before it is scaled, model units, > 0.
         span: largest magnitude that a level stands for, model units, > 0.
         top: the highest level, 1 to 2**24 - 1.
-        coins: (d,) uint32, uniform.
+        coins: (d,) uint16 or uint32, uniform.
         out: (d,) unsigned, wide enough for `top`.
         kernel_length: coordinates of the whole vector, which decides whether compiling pays.
 

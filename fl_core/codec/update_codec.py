@@ -25,6 +25,10 @@ from fl_core.errors import BadAggregate, CodecError
 COIN_BLOCK = 1 << 18
 """Coordinates whose coins are drawn at a time: they fit the second-level cache."""
 
+SHORT_COINS = 16
+"""Bits up to which coins of 16 bits do: they leave a bias of 2**-16 of a level at most, which is a part in 256 of the
+noise of rounding in the mean of the largest cohort."""
+
 SEED_BYTES = 32
 
 Entropy = Callable[[int], bytes]
@@ -201,7 +205,7 @@ class UpdateCodec:
     ) -> None:
         """Round onto levels, block by block. The coins are the keystream of a fresh key, as those of a mask are."""
         spec, length = self.spec, len(coordinates)
-        drawn = np.empty(min(COIN_BLOCK, length), np.uint32)
+        drawn = np.empty(min(COIN_BLOCK, length), np.uint16 if spec.bits <= SHORT_COINS else np.uint32)
         for start in range(0, length, COIN_BLOCK):
             part = coordinates[start : start + COIN_BLOCK]
             coins = drawn[: len(part)]

@@ -29,6 +29,7 @@ slow_first_call = settings(deadline=None, max_examples=60)
     st.sampled_from([np.uint32, np.uint64]),
     st.floats(0, 1),
     st.sampled_from([1, 2]),
+    st.sampled_from([np.uint16, np.uint32]),
 )
 def test_compiled_quantisation_equals_numpy(
     vectors: tuple[np.ndarray, np.ndarray],
@@ -38,8 +39,9 @@ def test_compiled_quantisation_equals_numpy(
     lane: type[np.uint32],
     bound: float,
     odd: int,
+    coin: type[np.uint16],
 ) -> None:
-    update, coins = vectors
+    update, coins = vectors[0], vectors[1].astype(coin)
     ours, theirs = np.zeros(len(update), lane), np.ones(len(update), lane)
     top = (1 << bits) - odd if bits > 1 else 1
     kernels_numpy.quantize(update, scale, clip * bound, clip, top, coins, ours)
