@@ -205,7 +205,8 @@ class UpdateCodec:
     ) -> None:
         """Round onto levels, block by block. The coins are the keystream of a fresh key, as those of a mask are."""
         spec, length = self.spec, len(coordinates)
-        drawn = np.empty(min(COIN_BLOCK, length), np.uint16 if spec.bits <= SHORT_COINS else np.uint32)
+        coin_bits = 16 if spec.bits <= SHORT_COINS else 32
+        drawn: RingVector = np.empty(min(COIN_BLOCK, length), lane_dtype(coin_bits))
         for start in range(0, length, COIN_BLOCK):
             part = coordinates[start : start + COIN_BLOCK]
             coins = drawn[: len(part)]
