@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -129,8 +129,10 @@ class Terminal:
     def send(self, commands: str) -> None:
         """Type commands. They get no input of their own."""
         assert self.process.stdin is not None
-        self.process.stdin.write(f"{{\n{commands}\n}} </dev/null\n")
-        self.process.stdin.flush()
+        # A shell that ended because a command failed is noticed by whoever waits for its words.
+        with suppress(BrokenPipeError):
+            self.process.stdin.write(f"{{\n{commands}\n}} </dev/null\n")
+            self.process.stdin.flush()
 
     def run(self, commands: str, deadline: float) -> None:
         """Type commands and wait until they are done.
@@ -183,7 +185,8 @@ class Terminal:
         self.process.wait()
         for stream in (self.process.stdin, self.process.stdout):
             assert stream is not None
-            stream.close()
+            with suppress(BrokenPipeError):
+                stream.close()
 
     def _await_group(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds

@@ -161,7 +161,8 @@ class WholeFederation:
         self._plain = folder / "plain"
         self._folder = folder
         self._sites: list[asyncio.Task[None]] = []
-        self._coordinator_state = Path()
+        self._coordinator_state: Path | None = None
+        """Of the coordinator in this process, when there is one."""
 
     async def start(self, port: int, **coordinator_fields: object) -> None:
         """Start the services; the coordinator listens on `port`, with other settings where they are given."""
@@ -324,6 +325,8 @@ class WholeFederation:
     def committed(self) -> Committed:
         """Everything that is committed: the chain of versions with their blobs, and the sums that they came from."""
         kept: Committed = {}
+        if self._coordinator_state is None:
+            return kept
         with closing(sqlite3.connect(self._coordinator_state / "coordinator.db")) as database:
             versions = database.execute(
                 "SELECT job_id, version, parent_version, model_digest, total_bytes, blob_name FROM models"
@@ -373,6 +376,7 @@ class WholeFederation:
         return self.stub(Role.COORDINATOR, self.operator)
 
     def _blob(self, name: str) -> str:
+        assert self._coordinator_state is not None
         return hashlib.sha256((self._coordinator_state / "blobs" / name).read_bytes()).hexdigest()
 
     def _plain_update(self, report: RoundReport, client_id: str) -> Any:

@@ -294,7 +294,7 @@ async def test_the_status_counts_uploads(cluster: Cluster) -> None:
     sites = [await cluster.site(plan, index) for index in range(2)]
     await sites[0].upload()
     with pytest.raises(StreamError):
-        await sites[1].upload(chunk_bytes=8)
+        await sites[1].upload(chunk_bytes=plan.chunk_bytes + 8)
     request = status_pb2.GetStatusRequest(job_id="job")
     status = await (await cluster.aggregator(Role.SITE, "site-0")).GetStatus(request, timeout=10)
     assert (status.role, status.service_id, status.sessions[0].phase) == ("aggregator", "agg", "collecting")
