@@ -3,7 +3,7 @@
 import asyncio
 import json
 import os
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -244,6 +244,22 @@ class Cluster:
             return [event.upload async for event in stub.WatchAggregation(request, timeout=20)]
 
 
+async def sent(aggregator: Any, requests: Callable[[], Any]) -> bytes:
+    """Send one upload; the digest that the aggregator acknowledged.
+
+    gRPC loses the status of some client streams that are refused early. The refusal itself stands, so that the same
+    stream is sent again until its status comes through.
+    """
+    for _ in range(5):
+        try:
+            with rpc_errors():
+                return (await aggregator.UpdateParameters(requests(), timeout=20)).upload_sha256
+        except PeerLost as error:
+            if "broke" not in error.what:
+                raise
+    raise PeerLost("the aggregator cannot be reached")
+
+
 @dataclass
 class FakeSite:
     """A site that runs the real phases and can stop after any message."""
@@ -298,17 +314,7 @@ class FakeSite:
         if payload is None:
             vector = self.plain if self.masked is None else self.masked
             payload = upload_payload(self.plan, vector)
-        for _ in range(5):
-            requests = upload_requests(self.plan, self.index, payload, **changes)
-            try:
-                with rpc_errors():
-                    response = await self.aggregator.UpdateParameters(requests, timeout=20)
-                    return response.upload_sha256
-            except PeerLost as error:
-                # gRPC loses the status of some client streams that are refused early; the refusal itself stands.
-                if "broke" not in error.what:
-                    raise
-        raise PeerLost("the aggregator cannot be reached")
+        return await sent(self.aggregator, lambda: upload_requests(self.plan, self.index, payload, **changes))
 
     async def upload_state(self) -> aggregator_pb2.GetUploadResponse:
         request = aggregator_pb2.GetUploadRequest(session_id=self.plan.session_id, index=self.index)

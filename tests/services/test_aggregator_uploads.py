@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from secagg_cluster import Cluster, FakeSite, digest, plain_sum, plain_vector, running_cluster, upload_requests
+from secagg_cluster import Cluster, FakeSite, digest, plain_sum, plain_vector, running_cluster, sent, upload_requests
 
 from fl_core.errors import (
     CodecError,
@@ -203,9 +203,8 @@ async def test_a_session_id_of_the_wrong_length_is_refused(cluster: Cluster, ses
 
 async def test_a_site_cannot_upload_for_another_one(cluster: Cluster) -> None:
     plan, sites = await opened(cluster)
-    requests = upload_requests(plan, 1, payload_of(sites[1]))
-    with pytest.raises(PermissionRefused, match="not the site at index 1"), rpc_errors():
-        await sites[0].aggregator.UpdateParameters(requests, timeout=10)
+    with pytest.raises(PermissionRefused, match="not the site at index 1"):
+        await sent(sites[0].aggregator, lambda: upload_requests(plan, 1, payload_of(sites[1])))
     assert (await sites[1].upload_state()).state == aggregator_pb2.UPLOAD_STATE_ABSENT
     request = aggregator_pb2.GetUploadRequest(session_id=plan.session_id, index=1)
     with pytest.raises(PermissionRefused), rpc_errors():
@@ -225,17 +224,16 @@ async def test_a_site_with_another_certificate_than_the_roster_names_is_refused(
 @pytest.mark.parametrize("index", [5, 4_000_000_000])
 async def test_an_index_outside_of_the_roster_is_refused(cluster: Cluster, index: int) -> None:
     plan, sites = await opened(cluster)
-    requests = upload_requests(plan, index, payload_of(sites[0]))
-    with pytest.raises(RemoteProtocolError, match="no site of the roster"), rpc_errors():
-        await sites[0].aggregator.UpdateParameters(requests, timeout=10)
+    with pytest.raises(RemoteProtocolError, match="no site of the roster"):
+        await sent(sites[0].aggregator, lambda: upload_requests(plan, index, payload_of(sites[0])))
 
 
 @pytest.mark.parametrize("role", [Role.COORDINATOR, Role.KEYSERVER, Role.OPERATOR])
 async def test_only_sites_upload(cluster: Cluster, role: Role) -> None:
     plan, sites = await opened(cluster)
     stub = await cluster.aggregator(role, "site-0")
-    with pytest.raises(PermissionRefused, match="may not call UpdateParameters"), rpc_errors():
-        await stub.UpdateParameters(upload_requests(plan, 0, payload_of(sites[0])), timeout=10)
+    with pytest.raises(PermissionRefused, match="may not call UpdateParameters"):
+        await sent(stub, lambda: upload_requests(plan, 0, payload_of(sites[0])))
     assert (await sites[0].upload_state()).state == aggregator_pb2.UPLOAD_STATE_ABSENT
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from secagg_cluster import Cluster, FakeSite, digest, plain_sum, running_cluster
+from secagg_cluster import Cluster, FakeSite, digest, plain_sum, running_cluster, sent
 
 from client_sdk.upload import Sending, Upload
 from fl_core.errors import Overloaded, PeerLost, StreamError, TacitError
@@ -68,9 +68,7 @@ def requests_from(site: FakeSite, payload: bytes, first_byte: int, chunk_bytes: 
 
 async def go_on(site: FakeSite, first_byte: int, *, payload: bytes | None = None, chunk_bytes: int = 1000) -> bytes:
     payload = payload_of(site) if payload is None else payload
-    with rpc_errors():
-        messages = requests_from(site, payload, first_byte, chunk_bytes, payload)
-        return (await site.aggregator.UpdateParameters(messages, timeout=20)).upload_sha256
+    return await sent(site.aggregator, lambda: requests_from(site, payload, first_byte, chunk_bytes, payload))
 
 
 async def break_off(site: FakeSite, chunks: int = 3) -> int:
