@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,8 @@ RingVector = npt.NDArray[np.unsignedinteger]
 """(d,) unsigned integers in the lane of their ring."""
 
 CIPHER_BLOCK_BYTES = 16
+KERNEL_REACH_BITS = 40
+"""The kernels work on cipher blocks whose numbers differ below this bit only."""
 BLOCK_BYTES = 1 << 18
 """Keystream bytes that OpenSSL makes at a time: they and the part of the vector under them fit the cache."""
 
@@ -75,20 +77,17 @@ class KernelEngine:
 
     name: str
     kernel: Callable[..., None]
-    expand: Callable[[Any, Any], None]
 
     def combine(self, accumulator: RingVector, keys: Sequence[bytes], signs: Sequence[bool], start: int) -> None:
         block, skip = divmod(start * accumulator.dtype.itemsize, CIPHER_BLOCK_BYTES)
-        low = block & (1 << 64) - 1
-        if low + accumulator.nbytes // CIPHER_BLOCK_BYTES + 1 >= 1 << 64:
-            # The kernels count in 64 bits. No mask is that long; only a start near a multiple of 2**64 comes here.
+        if block >> KERNEL_REACH_BITS != block + accumulator.nbytes // CIPHER_BLOCK_BYTES + 1 >> KERNEL_REACH_BITS:
+            # No mask is that long; only a start near a multiple of 16 TiB comes here.
             OpenSslEngine().combine(accumulator, keys, signs, start)
             return
-        schedule = np.empty((len(keys), 22), np.uint64)
-        self.expand(np.frombuffer(b"".join(keys), np.uint64).reshape(-1, 2), schedule)
-        negate = -np.asarray(signs, np.int64)
-        skip_words = np.int64(skip // accumulator.dtype.itemsize)
-        self.kernel(accumulator, schedule, negate, skip_words, np.uint64(block >> 64), np.uint64(low))
+        words = np.frombuffer(b"".join(keys), np.uint64).reshape(-1, 2)
+        negative = np.frombuffer(bytes(signs), np.uint8)
+        skip_words = skip // accumulator.dtype.itemsize
+        self.kernel(accumulator, words, negative, skip_words, np.uint64(block >> 64), np.uint64(block & (1 << 64) - 1))
 
 
 def supported_engines() -> tuple[str, ...]:
@@ -115,7 +114,7 @@ def load_engine(name: str) -> MaskEngine:
     from fl_core.crypto import kernels_aes
 
     kernel = kernels_aes.combine_vaes if name == "vaes" else kernels_aes.combine_aesni
-    engine = KernelEngine(name, kernel, kernels_aes.expand_round_keys)
+    engine = KernelEngine(name, kernel)
     _check_against_openssl(engine)
     return engine
 
@@ -138,8 +137,8 @@ def best_engine() -> MaskEngine:
 
 def _check_against_openssl(engine: MaskEngine) -> None:
     keys, signs = [bytes(range(16)), bytes(range(1, 17))], [False, True]
-    # Long enough for whole strides of every form, with a head and a tail that are none.
-    ours, theirs = np.zeros(1021, np.uint32), np.zeros(1021, np.uint32)
+    # Long enough for whole strides of every form in two groups, with a head and a tail that are none.
+    ours, theirs = np.zeros(2045, np.uint32), np.zeros(2045, np.uint32)
     engine.combine(ours, keys, signs, 3)
     OpenSslEngine().combine(theirs, keys, signs, 3)
     if not np.array_equal(ours, theirs):

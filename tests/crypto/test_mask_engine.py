@@ -83,6 +83,21 @@ def test_the_counter_carries_into_its_upper_half(engine: MaskEngine) -> None:
     assert words.tobytes() == Cipher(algorithms.AES128(key), modes.ECB()).encryptor().update(counters)
 
 
+@engines
+@pytest.mark.parametrize(
+    "first",
+    [0, 1, 224, 255, *((1 << bits) - 300 for bits in (16, 32, 40, 48)), (5 << 40) + 3, (0xF0E1D2C3B4A5 << 80) + 5],
+)
+def test_a_mask_goes_on_over_every_carry_of_its_counter(engine: MaskEngine, first: int) -> None:
+    key, blocks = os.urandom(16), 1200
+    counters = b"".join((first + block).to_bytes(16, "big") for block in range(blocks))
+    expected = np.frombuffer(Cipher(algorithms.AES128(key), modes.ECB()).encryptor().update(counters), np.uint64)
+    for skip in (0, 1, 77):
+        words = np.zeros(2 * blocks - skip, np.uint64)
+        combine_masks(words, [key], [False], 2 * first + skip, engine)
+        assert np.array_equal(words, expected[skip:])
+
+
 def test_an_engine_that_the_processor_lacks_is_refused() -> None:
     with pytest.raises(CryptoError, match="cannot run the mask engine"):
         load_engine("abacus")
@@ -93,7 +108,7 @@ def test_an_engine_that_makes_other_masks_is_never_used() -> None:
         accumulator += accumulator.dtype.type(1)
 
     with pytest.raises(CryptoError, match="not make the masks of OpenSSL"):
-        mask_engine._check_against_openssl(KernelEngine("broken", kernel, lambda keys, out: out.fill(0)))
+        mask_engine._check_against_openssl(KernelEngine("broken", kernel))
 
 
 @pytest.mark.parametrize("setting", [{"NUMBA_CPU_NAME": "generic"}, {"NUMBA_DISABLE_JIT": "1"}])
