@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import phe
@@ -19,6 +19,7 @@ from benchmarks.figures import Figure
 from benchmarks.flower import INTERPRETER, ROOT, VARIABLE
 from benchmarks.stopwatch import best_by_turns, cpu_seconds, one_core
 from fl_core.crypto.mask_prg import RingVector
+from fl_core.crypto.paillier.bignum import from_bytes
 from fl_core.crypto.paillier.ciphertexts import add_ciphertexts, read_ciphertexts, read_plaintexts
 from fl_core.crypto.paillier.engine import best_engine, load_engine
 from fl_core.crypto.paillier.keys import PrivateKey, PublicKey, generate_private_key
@@ -40,6 +41,8 @@ WANTED = {"encrypt": 800.0, "decrypt": 65.0}
 """How many times phe's values per second are wanted."""
 WANTED_BYTES = 7.5
 PART = 256
+BLOCK_BYTES = 1 << 18
+"""Of an upload, what one thread of the aggregator takes at a time; see `services.runtime.staging`."""
 
 
 def measure(*, quick: bool = False) -> list[Figure]:
@@ -49,7 +52,8 @@ def measure(*, quick: bool = False) -> list[Figure]:
     best_engine()
     with one_core():
         figures = _side_by_side(key, *((16, 2, 1) if quick else (CIPHERTEXTS, PHE_VALUES, TURNS)))
-    return [*figures, *_threads(key, 64 if quick else CIPHERTEXTS), *_round(key, 20_000 if quick else ROUND_PARAMETERS)]
+    cores = _all_cores(key, 64 if quick else CIPHERTEXTS, 1 if quick else TURNS)
+    return [*figures, *cores, *_round(key, 20_000 if quick else ROUND_PARAMETERS)]
 
 
 def _side_by_side(key: PrivateKey, ciphertexts: int, phe_values: int, turns: int) -> list[Figure]:
@@ -177,31 +181,48 @@ def _peers(count: int) -> dict[str, float]:
     return speed
 
 
-def _threads(key: PrivateKey, count: int) -> list[Figure]:
+def _all_cores(key: PrivateKey, count: int, turns: int) -> list[Figure]:
     """What all cores give: wall seconds of one thread over those of as many threads, or processes, as cores."""
     cores = len(os.sched_getaffinity(0))
     exponents = [os.urandom(KEY_BITS // 16) for _ in range(count)]
-    step = -(-count // cores)
-    parts = [exponents[at : at + step] for at in range(0, count, step)]
-    figures = []
-    for name in sorted({"gmpy2", best_engine().name}):
-        powers = partial(_powers, name, key.public_key)
-        # The table is made once; that is no part of the steady state.
-        powers(exponents[:1])
-        alone = _wall(partial(powers, exponents))
-        with ThreadPoolExecutor(cores) as pool:
-            together = _wall(lambda powers=powers, pool=pool: list(pool.map(powers, parts)))
-        figures.append(Figure(f"threads_speedup_{name}", alone / together, "x", baseline=float(cores)))
-        with ProcessPoolExecutor(cores, mp_context=multiprocessing.get_context("spawn")) as processes:
-            list(processes.map(powers, [part[:1] for part in parts]))
-            together = _wall(lambda powers=powers, pool=processes: list(pool.map(powers, parts)))
-        figures.append(Figure(f"processes_speedup_{name}", alone / together, "x", baseline=float(cores)))
+    numbers = [from_bytes(os.urandom(KEY_BITS // 4)) % key.public_key.n_squared for _ in range(32 * count)]
+    reduced = [number % key.halves[0].square for number in numbers[: count // 4]]
+    kinds: dict[str, tuple[Callable[[list[Any]], int], list[Any]]] = {"add": (partial(_sums, key.public_key), numbers)}
+    for engine in sorted({"gmpy2", best_engine().name}):
+        kinds[f"encrypt_{engine}"] = partial(_table_powers, engine, key.public_key), exponents
+        kinds[f"decrypt_{engine}"] = partial(_secret_powers, engine, key.halves[0].prime), reduced
+    figures, spawned = [], multiprocessing.get_context("spawn")
+    with ThreadPoolExecutor(cores) as threads, ProcessPoolExecutor(cores, mp_context=spawned) as processes:
+        for kind, (work, operands) in kinds.items():
+            step = -(-len(operands) // cores)
+            parts = [operands[at : at + step] for at in range(0, len(operands), step)]
+            ways: dict[str, Callable[[], object]] = {
+                "alone": partial(work, operands),
+                "threads": lambda work=work, parts=parts: list(threads.map(work, parts)),
+                "processes": lambda work=work, parts=parts: list(processes.map(work, parts)),
+            }
+            # Tables are made and code is loaded once; that is no part of the steady state.
+            for way in ways.values():
+                way()
+            seconds = best_by_turns({name: partial(_wall, way) for name, way in ways.items()}, turns)
+            for way in ("threads", "processes"):
+                figures.append(Figure(f"{way}_speedup_{kind}", seconds["alone"] / seconds[way], "x", float(cores)))
     return figures
 
 
-def _powers(engine: str, public_key: PublicKey, exponents: list[bytes]) -> int:
-    """Powers of the randomness; only their number comes back."""
+def _table_powers(engine: str, public_key: PublicKey, exponents: list[bytes]) -> int:
+    """Powers of the randomness, nearly all of an encryption; only their number comes back, as from those below."""
     return len(load_engine(engine).randomness_table(public_key, 10_000).powers(exponents))
+
+
+def _secret_powers(engine: str, prime: int, numbers: list[int]) -> int:
+    """Powers modulo the square of one prime, half of a decryption."""
+    return len(load_engine(engine).secret_powers(numbers, prime - 1, int(prime).bit_length(), prime))
+
+
+def _sums(public_key: PublicKey, numbers: list[int]) -> int:
+    """Ciphertexts added up."""
+    return len(add_ciphertexts(public_key, numbers, numbers))
 
 
 def _round(key: PrivateKey, parameters: int) -> list[Figure]:
@@ -240,8 +261,10 @@ class _Attempt:
         for index in range(ROUND_SITES):
             site, data = self._timed("site_encrypts", partial(self._encrypt, index))
             seeds.append(site.seed)
-            self._timed("aggregator_checks", partial(total.check, [data]))
-            self._timed("aggregator_adds", partial(total.add, index, [data]))
+            parts = list(total.parts(data[at : at + BLOCK_BYTES] for at in range(0, len(data), BLOCK_BYTES)))
+            self._timed("aggregator_checks", partial(self._each, total.check_part, parts))
+            total.begin(index)
+            self._timed("aggregator_adds", partial(self._each, total.add_part, parts))
         self.seconds["site_encrypts"] /= ROUND_SITES
         blinded = total.blind(os.urandom)
         asked = self._timed("aggregator_blinds", lambda: list(self._pool.map(blinded.ciphertexts, self._parts)))
@@ -256,6 +279,9 @@ class _Attempt:
         result = work()
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
         return result
+
+    def _each(self, work: Callable[[int, bytes], None], parts: list[tuple[int, bytes]]) -> None:
+        list(self._pool.map(lambda part: work(*part), parts))
 
     def _encrypt(self, index: int) -> tuple[VectorEncryption, bytes]:
         site = VectorEncryption.begin(self.context, os.urandom)

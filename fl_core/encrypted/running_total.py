@@ -1,13 +1,18 @@
 """The aggregator: one running product of ciphertexts whatever the cohort, blinded before anybody may open it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from fl_core.crypto.mask_prg import RingVector, lane_dtype
 from fl_core.crypto.paillier.bignum import Entropy, integer, random_below
-from fl_core.crypto.paillier.ciphertexts import add_ciphertexts, read_ciphertexts, write_ciphertexts
+from fl_core.crypto.paillier.ciphertexts import (
+    add_ciphertexts,
+    read_checked_ciphertexts,
+    read_ciphertexts,
+    write_ciphertexts,
+)
 from fl_core.crypto.paillier.encryption import Encryptor
 from fl_core.crypto.paillier.pads import subtract_pads
 from fl_core.encrypted.context import EncryptedContext
@@ -28,27 +33,38 @@ class EncryptedTotal:
         self._total = [integer(1)] * context.plaintexts
         self._added: set[int] = set()
 
-    def check(self, blocks: Iterable[Bytes]) -> None:
-        """Read a whole upload and check each ciphertext of it, before anything of it is added.
+    def parts(self, blocks: Iterable[Bytes]) -> Iterator[tuple[int, bytes]]:
+        """An upload in parts of whole ciphertexts, each with the place of its first one.
 
         Args:
             blocks: the bytes of the upload, cut anywhere.
 
         Raises:
-            CryptoError: a number is no ciphertext, or there are too many or too few.
+            RemoteProtocolError: after the last part, there were too many ciphertexts or too few.
         """
-        count = sum(len(ciphertexts) for ciphertexts in self._ciphertexts(blocks))
-        if count != self.context.plaintexts:
+        width, place, held = self.context.public_key.ciphertext_bytes, 0, b""
+        for block in blocks:
+            held += bytes(block)
+            whole = len(held) - len(held) % width
+            yield place, held[:whole]
+            place, held = place + whole // width, held[whole:]
+        if held or place != self.context.plaintexts:
             raise RemoteProtocolError(
-                "an upload has the wrong number of ciphertexts", expected=self.context.plaintexts, got=count
+                "an upload has the wrong number of ciphertexts",
+                expected=self.context.plaintexts,
+                got=f"{place} and {len(held)} bytes",
             )
 
-    def add(self, index: int, blocks: Iterable[Bytes]) -> None:
-        """Add an upload that was checked.
+    def check_part(self, place: int, data: bytes) -> None:  # noqa: ARG002 - called as `add_part` is
+        """Check each ciphertext of a part. Takes a while: any number of parts may be checked at a time, in threads.
 
-        Args:
-            index: the site.
-            blocks: the same bytes once more.
+        Raises:
+            CryptoError: a number is no ciphertext.
+        """
+        read_ciphertexts(self.context.public_key, data)
+
+    def begin(self, index: int) -> None:
+        """Count a site in, all parts of whose upload were checked and are added next.
 
         Raises:
             RemoteProtocolError: the site is in the sum already.
@@ -56,11 +72,25 @@ class EncryptedTotal:
         if index in self._added:
             raise RemoteProtocolError("a site uploads once", got=f"a second upload of index {index}")
         self._added.add(index)
-        place = 0
-        for ciphertexts in self._ciphertexts(blocks):
-            part = slice(place, place + len(ciphertexts))
-            self._total[part] = add_ciphertexts(self.context.public_key, self._total[part], ciphertexts)
-            place += len(ciphertexts)
+
+    def add_part(self, place: int, data: bytes) -> None:
+        """Add a part that was checked. Takes a while: different parts may be added at a time, in threads."""
+        ciphertexts = read_checked_ciphertexts(self.context.public_key, data)
+        part = slice(place, place + len(ciphertexts))
+        self._total[part] = add_ciphertexts(self.context.public_key, self._total[part], ciphertexts)
+
+    def take(self, index: int, data: Bytes) -> None:
+        """Check a whole upload, then add it, part by part on this thread.
+
+        Raises:
+            CryptoError, RemoteProtocolError: it is malformed, or the site is in the sum already; nothing was added.
+        """
+        parts = list(self.parts([data]))
+        for part in parts:
+            self.check_part(*part)
+        self.begin(index)
+        for part in parts:
+            self.add_part(*part)
 
     def freeze(self, eligible: Iterable[int]) -> tuple[int, ...]:
         """The survivors, ascending.
@@ -79,16 +109,6 @@ class EncryptedTotal:
     def blind(self, entropy: Entropy) -> "BlindedTotal":
         """Hide the sum from whoever opens it."""
         return BlindedTotal(self.context, self._total, len(self._added), entropy)
-
-    def _ciphertexts(self, blocks: Iterable[Bytes]) -> Iterable[list[int]]:
-        width, held = self.context.public_key.ciphertext_bytes, b""
-        for block in blocks:
-            held += bytes(block)
-            whole = len(held) - len(held) % width
-            yield read_ciphertexts(self.context.public_key, held[:whole])
-            held = held[whole:]
-        # What is left is no whole ciphertext, and reading it says so.
-        yield read_ciphertexts(self.context.public_key, held)
 
 
 class BlindedTotal:

@@ -98,8 +98,7 @@ class EncryptedFederation:
         """
         total = EncryptedTotal(self.context)
         for index, data in uploads.items():
-            total.check([data])
-            total.add(index, [data])
+            total.take(index, data)
         return total
 
     def opening(self, statements: Sequence[UploadStatement]) -> SumOpening:

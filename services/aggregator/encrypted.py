@@ -4,6 +4,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from datetime import UTC, datetime
+from itertools import islice
 from typing import TYPE_CHECKING, cast
 
 import grpc
@@ -58,10 +59,12 @@ class EncryptedSum:
 
     Args:
         plan: of the session.
+        threads: parts of an upload that are checked and added at a time.
     """
 
-    def __init__(self, plan: RoundPlan) -> None:
+    def __init__(self, plan: RoundPlan, threads: int) -> None:
         self._plan = plan
+        self._threads = threads
         self._total = EncryptedTotal(encrypted_context(plan))
         self._announced: dict[int, UploadStatement] = {}
         self._statements: dict[int, UploadStatement] = {}
@@ -82,8 +85,8 @@ class EncryptedSum:
         check_statement(self._total.context, statement, RosterTrust(self._plan.roster, trust, datetime.now(UTC)))
         self._announced[index] = statement
 
-    def take(self, index: int, staged: StagedStream, sha256: bytes) -> None:
-        """Check a whole upload, then add it. Takes a while: run it in a thread.
+    async def take(self, index: int, staged: StagedStream, sha256: bytes) -> None:
+        """Check a whole upload, then add it, on all threads.
 
         Raises:
             StreamError: it is not what its site signed.
@@ -93,10 +96,11 @@ class EncryptedSum:
         if statement.upload_sha256 != sha256:
             raise StreamError("an upload is not the one that its site signed", expected="the digest of the statement")
         try:
-            self._total.check(self._blocks(staged))
+            await self._in_parts(staged, self._total.check_part)
         except CryptoError as error:
             raise CodecError(error.what, expected=error.expected, got=error.got) from error
-        self._total.add(index, self._blocks(staged))
+        self._total.begin(index)
+        await self._in_parts(staged, self._total.add_part)
         # What a site says later, with another seed, is not about the upload that is in the sum.
         self._statements[index] = statement
 
@@ -126,8 +130,11 @@ class EncryptedSum:
             raise BadAggregate("an encrypted sum is released once it was decrypted")
         return self._vector
 
-    def _blocks(self, staged: StagedStream) -> Iterator[RingVector]:
-        return staged.read_blocks(self._total.context.upload_bytes, _BYTE_BITS)
+    async def _in_parts(self, staged: StagedStream, work: Callable[[int, bytes], None]) -> None:
+        # What is in memory of an upload on disk is as many parts as threads.
+        parts = self._total.parts(staged.read_blocks(self._total.context.upload_bytes, _BYTE_BITS))
+        while some := await offload(lambda: list(islice(parts, self._threads))):
+            await asyncio.gather(*(offload(work, *part) for part in some))
 
 
 class SumDecryption:

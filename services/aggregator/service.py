@@ -122,7 +122,9 @@ class AggregatorService(aggregator_pb2_grpc.AggregatorServiceServicer):
         if self._sessions.find(plan.session_id, owner) is None:
             self._sessions.supersede(plan)
             self._check_memory(plan)
-            self._sessions.add(AggregationSession(plan, self._folding, self._partial), owner)
+            self._sessions.add(
+                AggregationSession(plan, self._folding, self._partial, self._settings.crypto_threads), owner
+            )
             log.info("aggregation_opened", job_id=plan.job_id, sites=len(plan.roster))
         return aggregator_pb2.OpenAggregationResponse(session_id=plan.session_id)
 

@@ -65,9 +65,10 @@ class AggregationSession:
         plan: of the attempt.
         folding: held while a vector is unpacked and added, so that one such vector exists in the whole service.
         partial: uploads that are not whole yet; those of this session go when nothing more is collected.
+        threads: that add up an encrypted upload.
     """
 
-    def __init__(self, plan: RoundPlan, folding: asyncio.Lock, partial: PartialUploads) -> None:
+    def __init__(self, plan: RoundPlan, folding: asyncio.Lock, partial: PartialUploads, threads: int) -> None:
         self.plan = plan
         self._partial = partial
         self.uploads: EventLog[Upload] = EventLog()
@@ -75,7 +76,7 @@ class AggregationSession:
         self.released: ReleasedSum | None = None
         self._folding = folding
         self._phase = Phase.COLLECTING
-        self._sum: RunningSum | None = open_sum(plan)
+        self._sum: RunningSum | None = open_sum(plan, threads)
         self._final: dict[int, Upload] = {}
         self._broken: dict[int, int] = {}
         self._eligible: frozenset[int] = frozenset()
@@ -345,7 +346,7 @@ class AggregationSession:
             return
         self.check_collecting()
         running = self._running_sum()
-        await offload(running.take, index, staged, sha256)
+        await running.take(index, staged, sha256)
         self._settle(Upload(index, sha256, received_bytes))
 
     async def _freeze(self, eligible: frozenset[int]) -> None:

@@ -20,7 +20,7 @@ class AggregatorSettings(ServiceSettings):
         streams_per_caller: streams that one site or service may hold open at once.
         stall_timeout_seconds: longest pause between two messages of a stream.
         decryption_timeout_seconds: how long the key server may take to decrypt one sum.
-        crypto_threads: threads that blind an encrypted sum.
+        crypto_threads: threads that add up encrypted uploads, and that blind their sum.
         report_timeout_seconds: how long the coordinator is tried before an aggregate is given up.
     """
 

@@ -15,6 +15,7 @@ from fl_core.rounds.planner import private_codec_of
 from fl_core.rounds.uploads import plain_vector
 from fl_core.secagg.masked_sum import AwaitingMask, CollectingMaskedInputs
 from fl_core.secagg.messages import MaskedInput
+from services.runtime.offload import offload
 from services.runtime.staging import StagedStream, read_vector
 
 
@@ -59,8 +60,8 @@ class RunningSum(Protocol):
             LocalProtocolError: others were admitted before.
         """
 
-    def take(self, index: int, staged: StagedStream, sha256: bytes) -> None:
-        """Add the whole and proved upload of one site. Takes a while: run it in a thread.
+    async def take(self, index: int, staged: StagedStream, sha256: bytes) -> None:
+        """Add the whole and proved upload of one site, in threads. A caller that goes away must wait all the same.
 
         Raises:
             CodecError: the upload is impossible on its face.
@@ -79,22 +80,27 @@ class RunningSum(Protocol):
         """The sum in the clear, once."""
 
 
-def open_sum(plan: RoundPlan) -> RunningSum:
-    """An empty sum, of the kind that the plan asks for."""
+def open_sum(plan: RoundPlan, threads: int) -> RunningSum:
+    """An empty sum, of the kind that the plan asks for.
+
+    Args:
+        plan: of the session.
+        threads: that add up one encrypted upload; the others are limited by memory, not by arithmetic.
+    """
     match plan.aggregation:
         case Aggregation.SECAGG:
             return MaskedSum(plan)
         case Aggregation.PAILLIER:
-            return _encrypted_sum(plan)
+            return _encrypted_sum(plan, threads)
         case Aggregation.PLAIN:
             return PlainSum(plan)
 
 
-def _encrypted_sum(plan: RoundPlan) -> RunningSum:
+def _encrypted_sum(plan: RoundPlan, threads: int) -> RunningSum:
     # Here, so that an aggregator of masked sums does without gmpy2.
     from services.aggregator.encrypted import EncryptedSum
 
-    return EncryptedSum(plan)
+    return EncryptedSum(plan, threads)
 
 
 class MaskedSum:
@@ -109,9 +115,9 @@ class MaskedSum:
         """See `RunningSum`."""
         self._collecting.admit(eligible)
 
-    def take(self, index: int, staged: StagedStream, sha256: bytes) -> None:  # noqa: ARG002 - nothing was signed
+    async def take(self, index: int, staged: StagedStream, sha256: bytes) -> None:  # noqa: ARG002 - nothing was signed
         """See `RunningSum`."""
-        self.add(index, read_vector(staged, self._plan.length, self._plan.codec.ring_bits))
+        await offload(lambda: self.add(index, read_vector(staged, self._plan.length, self._plan.codec.ring_bits)))
 
     def add(self, index: int, vector: RingVector) -> None:
         """Add one masked upload."""
@@ -140,9 +146,9 @@ class PlainSum:
     def admit(self, eligible: Iterable[int]) -> None:
         """See `RunningSum`. The whole roster may be in a plain sum."""
 
-    def take(self, index: int, staged: StagedStream, sha256: bytes) -> None:  # noqa: ARG002 - nothing was signed
+    async def take(self, index: int, staged: StagedStream, sha256: bytes) -> None:  # noqa: ARG002 - nothing was signed
         """See `RunningSum`."""
-        self.add(index, plain_vector(self._plan, staged.read_all()))
+        await offload(lambda: self.add(index, plain_vector(self._plan, staged.read_all())))
 
     def add(self, index: int, vector: RingVector) -> None:
         """Check and add one upload."""

@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 @cache
 def _pool() -> ThreadPoolExecutor:
-    # numpy, numba, hashing and cryptography release the GIL, so more threads than cores only cost memory.
+    # numpy, numba, hashing, cryptography and our gmpy2 release the GIL, so more threads than cores only cost memory.
     return ThreadPoolExecutor(max_workers=max(2, os.cpu_count() or 1), thread_name_prefix="offload")
 
 

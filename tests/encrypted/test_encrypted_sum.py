@@ -1,6 +1,7 @@
 """A whole encrypted session gives the exact sum of those who uploaded, and refuses what is malformed."""
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -43,9 +44,21 @@ def test_the_sum_of_whoever_uploaded_is_exact(
 def test_bytes_that_are_cut_anywhere_are_added_once(federation: EncryptedFederation, vectors: Vectors) -> None:
     data = federation.upload(0, vectors[0]).data
     whole, cut = EncryptedTotal(federation.context), EncryptedTotal(federation.context)
-    whole.add(0, [data])
-    cut.add(0, [data[:7], data[7:100], b"", data[100:]])
+    whole.take(0, data)
+    for part in cut.parts([data[:7], data[7:100], b"", data[100:]]):
+        cut.add_part(*part)
     assert whole._total == cut._total
+
+
+def test_parts_are_added_on_any_thread_in_any_order(federation: EncryptedFederation, vectors: Vectors) -> None:
+    data, width = federation.upload(0, vectors[0]).data, federation.context.public_key.ciphertext_bytes
+    alone, together = EncryptedTotal(federation.context), EncryptedTotal(federation.context)
+    alone.take(0, data)
+    parts = list(together.parts(data[at : at + width] for at in range(0, len(data), width)))
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda part: together.add_part(*part), reversed(parts)))
+    assert len(parts) > 3
+    assert together._total == alone._total
 
 
 @pytest.mark.parametrize("name", ["zero", "n squared", "multiple of p", "too long", "too short", "cut"])
@@ -62,7 +75,7 @@ def test_a_malformed_upload_changes_nothing(federation: EncryptedFederation, vec
     }[name]
     total = EncryptedTotal(federation.context)
     with pytest.raises((CryptoError, RemoteProtocolError)):
-        total.check([bad])
+        total.take(0, bad)
     assert total._total == [1] * federation.context.plaintexts
     with pytest.raises(NotEnough):
         total.freeze(range(5))
@@ -71,7 +84,7 @@ def test_a_malformed_upload_changes_nothing(federation: EncryptedFederation, vec
 def test_a_site_uploads_once_and_strangers_stay_out(federation: EncryptedFederation, vectors: Vectors) -> None:
     total = federation.add_up({index: federation.upload(index, vectors[index]).data for index in range(3)})
     with pytest.raises(RemoteProtocolError, match="once"):
-        total.add(2, [federation.upload(2, vectors[2]).data])
+        total.take(2, federation.upload(2, vectors[2]).data)
     with pytest.raises(BadAggregate, match="may not be there"):
         total.freeze([0, 1, 3])
 

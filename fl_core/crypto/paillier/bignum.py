@@ -1,6 +1,7 @@
 """Large integers, by gmpy2. What leaves here is typed `int` and is as fast as gmpy2 makes it."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 from fl_core.errors import ConfigError
 
@@ -17,6 +18,17 @@ Entropy = Callable[[int], bytes]
 """Gives that many bytes: `os.urandom` in a site, a seeded generator in a simulation."""
 
 MILLER_RABIN_ROUNDS = 40
+
+
+@contextmanager
+def gil_released() -> Iterator[None]:
+    """Let other threads run during the arithmetic of the block, or of the function that this decorates.
+
+    gmpy2 keeps the GIL unless the context says otherwise, and a context is one thread's own. Only for long numbers: to
+    give the GIL up and take it again costs about as much as a product of 1024 bits.
+    """
+    with gmpy2.context(gmpy2.get_context(), allow_release_gil=True):
+        yield
 
 
 def integer(value: int) -> int:

@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 
-from fl_core.crypto.paillier.bignum import common_divisor, from_bytes, product
+from fl_core.crypto.paillier.bignum import common_divisor, from_bytes, gil_released, product
 from fl_core.crypto.paillier.keys import PublicKey
 from fl_core.errors import CryptoError
 
 
+@gil_released()
 def check_ciphertexts(public_key: PublicKey, ciphertexts: Sequence[int]) -> None:
     """Check that each number is invertible modulo n**2: above 0, below n**2, and without a divisor of n.
 
@@ -23,6 +24,7 @@ def check_ciphertexts(public_key: PublicKey, ciphertexts: Sequence[int]) -> None
         raise CryptoError("a Paillier ciphertext shares a divisor with n", expected="gcd(c, n) = 1 for each")
 
 
+@gil_released()
 def add_ciphertexts(public_key: PublicKey, left: Sequence[int], right: Sequence[int]) -> list[int]:
     """Ciphertexts of the sums of the plaintexts modulo n.
 
@@ -45,9 +47,18 @@ def read_ciphertexts(public_key: PublicKey, data: bytes | bytearray | memoryview
     Raises:
         CryptoError: the bytes are no whole number of ciphertexts, or one of them is none.
     """
-    ciphertexts = _read_numbers(data, public_key.ciphertext_bytes)
+    ciphertexts = read_checked_ciphertexts(public_key, data)
     check_ciphertexts(public_key, ciphertexts)
     return ciphertexts
+
+
+def read_checked_ciphertexts(public_key: PublicKey, data: bytes | bytearray | memoryview) -> list[int]:
+    """Read bytes that `read_ciphertexts` has read before, without checking the numbers again.
+
+    Raises:
+        CryptoError: the bytes are no whole number of ciphertexts.
+    """
+    return _read_numbers(data, public_key.ciphertext_bytes)
 
 
 def write_plaintexts(public_key: PublicKey, plaintexts: Sequence[int]) -> bytes:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import cache, lru_cache
 
 from fl_core.crypto.mask_engine import processor_flags
-from fl_core.crypto.paillier.bignum import from_bytes, integer, power, secret_power
+from fl_core.crypto.paillier.bignum import from_bytes, gil_released, integer, power, secret_power
 from fl_core.crypto.paillier.keys import PublicKey, randomness_base
 from fl_core.crypto.paillier.powers import PowerEngine, RandomnessTable, Residue, window_for
 from fl_core.errors import CryptoError
@@ -26,13 +26,14 @@ _MODULE = "fl_core.crypto.paillier.ifma_engine"
 
 @dataclass(frozen=True, slots=True)
 class GmpEngine:
-    """One after the other: runs wherever gmpy2 does."""
+    """One after the other: runs wherever gmpy2 does. The GIL is released meanwhile."""
 
     name: str = "gmpy2"
 
     def randomness_table(self, public_key: PublicKey, uses: int) -> RandomnessTable:
         return _gmp_table(public_key, window_for(public_key.randomness_bits, uses))
 
+    @gil_released()
     def secret_powers(self, bases: Sequence[int], exponent: int, exponent_bits: int, modulus: int) -> list[int]:  # noqa: ARG002
         square = integer(modulus) * modulus
         return [secret_power(base, exponent, square) for base in bases]
@@ -61,6 +62,7 @@ class GmpTable:
             base = row[-1] * base % modulus
         return cls(public_key, width, tuple(rows))
 
+    @gil_released()
     def powers(self, exponents: Sequence[bytes]) -> list[Residue]:
         return [self._power(from_bytes(exponent)) for exponent in exponents]
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import factorial
 
-from fl_core.crypto.paillier.bignum import Entropy, common_divisor, integer, inverse, power, random_below
+from fl_core.crypto.paillier.bignum import Entropy, common_divisor, gil_released, integer, inverse, power, random_below
 from fl_core.crypto.paillier.ciphertexts import check_ciphertexts
 from fl_core.crypto.paillier.engine import engine_for
 from fl_core.crypto.paillier.keys import PublicKey
@@ -139,6 +139,7 @@ def decrypt_partially(key: SharedKey, share: KeyShare, ciphertexts: Sequence[int
     return engine_for(len(ciphertexts)).secret_powers(ciphertexts, exponent, key.exponent_bits, key.public_key.n)
 
 
+@gil_released()
 def combine_partials(key: SharedKey, partials: Mapping[int, Sequence[int]]) -> list[int]:
     """The plaintexts, from what `threshold` holders or more computed for the same ciphertexts.
 

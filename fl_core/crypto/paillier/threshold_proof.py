@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fl_core.crypto import labels
-from fl_core.crypto.paillier.bignum import Entropy, from_bytes, integer, power, random_bits, secret_power
+from fl_core.crypto.paillier.bignum import Entropy, from_bytes, gil_released, integer, power, random_bits, secret_power
 from fl_core.crypto.paillier.ciphertexts import check_ciphertexts, write_ciphertexts
 from fl_core.crypto.paillier.threshold import KeyShare, SharedKey
 from fl_core.errors import BadShares, CryptoError
@@ -59,6 +59,7 @@ def response_bytes(key: SharedKey) -> int:
     return (_blinding_bits(key) + 8) // 8
 
 
+@gil_released()
 def prove(
     key: SharedKey,
     share: KeyShare,
@@ -85,6 +86,7 @@ def prove(
     return PartialProof(challenge, blinding + challenge * key.delta * share.secret)
 
 
+@gil_released()
 def check_proof(
     key: SharedKey,
     index: int,

@@ -2,16 +2,27 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 
+import gmpy2
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fl_core.crypto.paillier import engine as engines_module
+from fl_core.crypto.paillier.bignum import gil_released
+from fl_core.crypto.paillier.ciphertexts import add_ciphertexts, check_ciphertexts
 from fl_core.crypto.paillier.decryption import decrypt
 from fl_core.crypto.paillier.encryption import Encryptor
-from fl_core.crypto.paillier.engine import GmpEngine, check_against_gmpy2, engine_for, load_engine, supported_engines
+from fl_core.crypto.paillier.engine import (
+    GmpEngine,
+    GmpTable,
+    check_against_gmpy2,
+    engine_for,
+    load_engine,
+    supported_engines,
+)
 from fl_core.crypto.paillier.keys import PrivateKey
 from fl_core.crypto.paillier.powers import PowerEngine, RandomnessTable, window_for
 from fl_core.errors import CryptoError
@@ -55,6 +66,68 @@ def test_a_key_for_use_encrypts_and_decrypts(
     monkeypatch.setenv(engines_module.VARIABLE, engine.name)
     plaintexts = [0, 1, int(iso_key.public_key.n) - 1, *range(9)]
     assert decrypt(iso_key, Encryptor(iso_key.public_key, 12).encrypt(plaintexts, os.urandom)) == plaintexts
+
+
+@engines
+def test_threads_give_what_one_thread_gives(
+    engine: PowerEngine, iso_key: PrivateKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(engines_module.VARIABLE, engine.name)
+    key, numbers = iso_key.public_key, list(range(48))
+    exponents = [os.urandom(key.randomness_bits // 8) for _ in numbers]
+    table = engine.randomness_table(key, len(numbers))
+    alone = table.powers(exponents)
+    ciphertexts = Encryptor(key, len(numbers)).encrypt(numbers, os.urandom)
+    parts = [slice(at, at + 8) for at in range(0, 48, 8)]
+    with ThreadPoolExecutor(4) as threads:
+        powers = [one for part in threads.map(lambda part: table.powers(exponents[part]), parts) for one in part]
+        sums = [
+            one
+            for part in threads.map(lambda part: add_ciphertexts(key, ciphertexts[part], ciphertexts[part]), parts)
+            for one in part
+        ]
+        opened = [one for part in threads.map(lambda part: decrypt(iso_key, sums[part]), parts) for one in part]
+    assert powers == alone
+    assert sums == add_ciphertexts(key, ciphertexts, ciphertexts)
+    assert opened == [2 * number for number in numbers]
+
+
+@dataclass(frozen=True, slots=True)
+class Witness:
+    """A number that notes, whenever it is multiplied, whether the GIL would be released for that."""
+
+    seen: list[bool] = field(default_factory=list)
+
+    def __mul__(self, _other: object) -> int:
+        self.seen.append(gmpy2.get_context().allow_release_gil)
+        return 1
+
+    __rmul__ = __mul__
+
+    def __lt__(self, _other: object) -> bool:
+        return True
+
+    __gt__ = __lt__
+
+
+def test_gmpy2_releases_the_gil_for_each_kind_of_work_and_for_nothing_else(
+    small_key: PrivateKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, witness = small_key.public_key, Witness()
+    released, secret_power = witness.seen, gmpy2.powmod_sec
+    monkeypatch.setattr(gmpy2, "powmod_sec", lambda *numbers: witness * 1 and secret_power(*numbers))
+    GmpEngine().secret_powers([3], 5, 3, 7)
+    GmpTable(key, 1, ((1, witness),)).powers([b"\x01"])  # type: ignore[arg-type]
+    add_ciphertexts(key, [witness], [1])  # type: ignore[list-item]
+    check_ciphertexts(key, [witness])  # type: ignore[list-item]
+    assert released == [True] * 4
+    assert not gmpy2.get_context().allow_release_gil
+
+
+def test_the_gil_is_kept_again_after_an_error() -> None:
+    with pytest.raises(ZeroDivisionError), gil_released():
+        gmpy2.mpz(1) % gmpy2.mpz(0)
+    assert not gmpy2.get_context().allow_release_gil
 
 
 def test_more_uses_make_wider_windows() -> None:
