@@ -24,6 +24,7 @@ from fl_core.privacy.events import Noise, PrivacyEvent
 from fl_core.rounds.privacy_choice import Draw, PrivacyChoice
 from fl_core.rounds.privacy_terms import PRIVATE_HEADER, Mechanism
 from fl_core.rounds.private_codec import PrivateCodec
+from fl_core.secagg.noise_seeds import parts_needed
 
 Floats = npt.NDArray[np.float64]
 Shares = Sequence[npt.NDArray[np.int64]]
@@ -52,11 +53,13 @@ class Crowd:
         name: in figures; empty for the usual one.
         smallest: survivors for which shares of noise are sized.
         present: sites whose update arrives, drawn anew for each round.
+        removes: whether noise that so many survivors do not need is taken away again, as Tacit does.
     """
 
     name: str
     smallest: int
     present: int
+    removes: bool = True
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -141,12 +144,17 @@ def _noised_mean(
 ) -> Floats:
     """The mean of clipped updates as sites and services make it, (d,), model units."""
     codec = _codec(task, mechanism, epsilon, crowd)
-    total = np.zeros(codec.length, np.uint32)
+    tiers = codec.terms.noise_tiers(codec.cohort, codec.min_survivors)
+    needed = parts_needed(tiers, len(updates)) if tiers else 0
+    total, mask = np.zeros(codec.length, np.uint32), np.zeros(codec.length, np.uint32)
     for update in updates:
-        total += codec.encode(update.astype(np.float32), 1, noise.bytes)
+        keys = [noise.bytes(16) for _ in codec.parts]
+        total += codec.encode(update.astype(np.float32), 1, noise.bytes, keys)
+        if keys[needed:] and crowd.removes:
+            codec.add_parts(mask[PRIVATE_HEADER:], keys[needed:], 0)
     if mechanism is Mechanism.CENTRAL:
         codec.add_noise(total, noise.bytes(16))
-    total &= np.uint32((1 << RING_BITS) - 1)
+    total = (total - mask) & np.uint32((1 << RING_BITS) - 1)
     decoded = codec.open_sum(total[:PRIVATE_HEADER], len(updates))
     return decoded.expand(decoded.decode(total[PRIVATE_HEADER:])).astype(np.float64)
 
@@ -185,7 +193,7 @@ def _codec(task: Task, mechanism: Mechanism, epsilon: float, crowd: Crowd) -> Pr
     choice = PrivacyChoice(mechanism, epsilon, DELTA, CLIPS[task.name])
     terms = choice.terms(ROUNDS, task.size, Draw(SITES, SITES, SITES))
     manifest = TensorManifest((TensorSpec("weights", "float32", (task.size,)),))
-    return PrivateCodec(terms, manifest, RING_BITS, crowd.smallest)
+    return PrivateCodec(terms, manifest, RING_BITS, SITES, crowd.smallest)
 
 
 def _padded(inputs: Floats) -> Floats:

@@ -9,7 +9,7 @@ The time of a sample depends on its magnitude, by look-ups and by a short search
 the same machine learns something about them. Nobody on the network can.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import count
@@ -28,7 +28,7 @@ BLOCK = 1 << 16
 """Samples whose words are drawn at a time: they fit the second-level cache."""
 
 COMPILED_FROM = 1 << 17
-"""Coordinates from which loading numba pays."""
+"""Samples from which loading numba pays."""
 
 Kernel = Callable[..., int]
 """See `kernels_noise_numpy.add_samples`."""
@@ -49,7 +49,15 @@ class NoiseTable:
     shift: int
 
 
-@lru_cache(maxsize=8)
+@dataclass(frozen=True, slots=True)
+class NoiseDraw:
+    """One draw of noise for a whole vector: its distribution, and the 16 bytes that no other draw has."""
+
+    table: NoiseTable
+    key: bytes = field(repr=False)
+
+
+@lru_cache(maxsize=64)
 def noise_table(noise: Noise, variance: float) -> NoiseTable:
     """Make the table of a distribution: 0.1 s for a standard deviation of some thousands.
 
@@ -86,20 +94,20 @@ def add_noise(accumulator: RingVector, table: NoiseTable, key: bytes, first: int
     Raises:
         CryptoError: the key has the wrong length.
     """
-    if len(key) != MASK_KEY_BYTES:
+    add_draws(accumulator, [NoiseDraw(table, key)], first)
+
+
+def add_draws(accumulator: RingVector, draws: Sequence[NoiseDraw], first: int = 0) -> None:
+    """Add an independent sample of each draw to each coordinate; arguments and errors as of `add_noise`."""
+    if any(len(draw.key) != MASK_KEY_BYTES for draw in draws):
         raise CryptoError("a noise key has the wrong length", expected=f"{MASK_KEY_BYTES} bytes")
-    add_samples = _kernel_for(len(accumulator))
+    add_samples = _kernel_for(len(draws) * len(accumulator))
     words = np.empty(min(BLOCK, len(accumulator)), np.uint64)
     ties = np.empty(len(words), np.int64)
     for start in range(0, len(accumulator), BLOCK):
         part = accumulator[start : start + BLOCK]
-        drawn = words[: len(part)]
-        drawn.fill(0)
-        add_mask(drawn, key, first + start)
-        undecided = add_samples(drawn, table.cdf, table.guide, table.shift, part, ties)
-        for place in ties[:undecided]:
-            sample = decide(table, int(drawn[place]), _more_words(key, first + start + int(place)))
-            part[place] += part.dtype.type(sample % (1 << 8 * part.dtype.itemsize))
+        for draw in draws:
+            _add_block(part, draw, first + start, add_samples, words[: len(part)], ties)
 
 
 def decide(table: NoiseTable, word: int, more: Iterator[int]) -> int:
@@ -147,8 +155,25 @@ def _more_words(key: bytes, place: int) -> Iterator[int]:
         yield int.from_bytes(digest[:8], "little")
 
 
-def _kernel_for(length: int) -> Kernel:
-    if length < COMPILED_FROM:
+def _add_block(
+    part: RingVector,
+    draw: NoiseDraw,
+    first: int,
+    add_samples: Kernel,
+    words: npt.NDArray[np.uint64],
+    ties: npt.NDArray[np.int64],
+) -> None:
+    table = draw.table
+    words.fill(0)
+    add_mask(words, draw.key, first)
+    undecided = add_samples(words, table.cdf, table.guide, table.shift, part, ties)
+    for place in ties[:undecided]:
+        sample = decide(table, int(words[place]), _more_words(draw.key, first + int(place)))
+        part[place] += part.dtype.type(sample % (1 << 8 * part.dtype.itemsize))
+
+
+def _kernel_for(samples: int) -> Kernel:
+    if samples < COMPILED_FROM:
         return kernels_noise_numpy.add_samples
     from fl_core.privacy import kernels_noise
 

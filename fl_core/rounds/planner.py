@@ -272,7 +272,7 @@ def private_codec_of(plan: RoundPlan) -> PrivateCodec | None:
     if plan.privacy is None or not plan.privacy.mechanism.is_in_ring:
         return None
     key = labels.digest_fields(labels.ROTATION, plan.codec_seed)[:MASK_KEY_BYTES]
-    return PrivateCodec(plan.privacy, plan.manifest, plan.codec.ring_bits, plan.min_survivors, key)
+    return PrivateCodec(plan.privacy, plan.manifest, plan.codec.ring_bits, len(plan.roster), plan.min_survivors, key)
 
 
 def codec_of(plan: RoundPlan) -> UpdateCodec:

@@ -16,6 +16,7 @@ from fl_core.errors import PlanError
 from fl_core.privacy.budget import PrivacyBudget
 from fl_core.privacy.distributions import MAX_STD
 from fl_core.privacy.events import Noise, PrivacyEvent, integer_l1
+from fl_core.privacy.tiers import noise_tiers, part_variances
 
 PRIVATE_HEADER = 2
 """Coordinates without noise in front of a private upload: a weight of one and a count of one."""
@@ -135,7 +136,7 @@ class PrivacyTerms:
         return (self.noise_multiplier * self.sensitivity(coordinates)) ** 2
 
     def share_variance(self, coordinates: int, min_survivors: int) -> float:
-        """Of the noise that one party adds: all of it, or with `distributed` a site's share.
+        """Of the noise that one party adds: all of it, or with `distributed` all parts of a site's share.
 
         Raises:
             PlanError: nobody is left whose share counts.
@@ -151,6 +152,25 @@ class PrivacyTerms:
                 fix="lower privacy.colluders, or raise min_survivors or cohort.min",
             )
         return self.variance(coordinates) / honest
+
+    def noise_tiers(self, cohort: int, min_survivors: int) -> tuple[int, ...]:
+        """The numbers of survivors for which a site's noise has a part of its own; empty unless `distributed`.
+
+        Raises:
+            PlanError: nobody is left whose share counts.
+        """
+        if self.mechanism is not Mechanism.DISTRIBUTED:
+            return ()
+        return noise_tiers(cohort, min_survivors, self.colluders)
+
+    def part_variances(self, coordinates: int, tiers: tuple[int, ...]) -> tuple[float, ...]:
+        """Of each part of one site's noise, in one coordinate, steps of the ring squared.
+
+        Args:
+            coordinates: as in `sensitivity`.
+            tiers: as of `noise_tiers`.
+        """
+        return part_variances(self.variance(coordinates), tiers, self.colluders)
 
     def check_room(self, coordinates: int, cohort: int, min_survivors: int, ring_bits: int) -> None:
         """Prove that a noised sum does not wrap around, and that its noise can be sampled.

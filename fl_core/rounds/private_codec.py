@@ -5,7 +5,7 @@ and no rotation can exceed it. All updates weigh the same. The header, a weight 
 but that a site took part, which every party of the session knows; noise is added to what follows it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import exp
 
@@ -18,7 +18,7 @@ from fl_core.crypto.mask_prg import MASK_KEY_BYTES, RingVector, add_mask, lane_d
 from fl_core.errors import BadAggregate, CodecError
 from fl_core.privacy.clipping import l2_norm
 from fl_core.privacy.events import Noise
-from fl_core.privacy.sampler import NoiseTable, add_noise, noise_table
+from fl_core.privacy.sampler import NoiseDraw, NoiseTable, add_draws, add_noise, noise_table
 from fl_core.rounds.privacy_terms import (
     PRIVATE_HEADER,
     QUANTILE_STEP,
@@ -48,6 +48,7 @@ class PrivateCodec:
         terms: clip, levels and noise; central or distributed.
         manifest: of the model.
         ring_bits: of the sum.
+        cohort: sites in the roster.
         min_survivors: for which the shares of noise are enough.
         rotation_key: 16 public bytes that all sites of a round share; only distributed noise rotates.
     """
@@ -55,6 +56,7 @@ class PrivateCodec:
     terms: PrivacyTerms
     manifest: TensorManifest
     ring_bits: int
+    cohort: int
     min_survivors: int
     rotation_key: bytes = bytes(MASK_KEY_BYTES)
 
@@ -73,19 +75,24 @@ class PrivateCodec:
         """Coordinates of an upload."""
         return private_length(self.terms, self.manifest.size)
 
-    def encode(self, update: FloatVector, weight: int, entropy: Entropy) -> RingVector:
+    def encode(
+        self, update: FloatVector, weight: int, entropy: Entropy, noise_keys: Sequence[bytes] = ()
+    ) -> RingVector:
         """Clip, rotate, scale and round one update; with distributed noise add this site's share.
 
         Args:
             update: (d,) float32, after - before, model units.
             weight: one: sites weigh the same.
-            entropy: seeds of the rounding and of the noise.
+            entropy: seeds of the rounding, and of noise without keys.
+            noise_keys: of each part of the noise, 16 bytes; drawn here when there are none, and then nothing of this
+                noise can be taken away again.
 
         Returns:
             (length,) in the lane of ring_bits.
 
         Raises:
-            CodecError: the weight is not one, the update has another length, or a coordinate is NaN or infinite.
+            CodecError: the weight is not one, the update has another length, a coordinate is NaN or infinite, or
+                there are keys for more or fewer parts than the noise has.
         """
         if weight != 1:
             raise CodecError("updates of a private attempt weigh the same", expected=1, got=weight)
@@ -99,14 +106,14 @@ class PrivateCodec:
             level = self.terms.quantile_level(self.coordinates)
             out[-1] = out.dtype.type((level if norm <= self.terms.clip else -level) % (1 << self.ring_bits))
         if self.terms.mechanism is Mechanism.DISTRIBUTED:
-            self.add_noise(out, entropy(MASK_KEY_BYTES))
+            self._add_share(out, noise_keys or [entropy(MASK_KEY_BYTES) for _ in self.parts])
         return out
 
     def add_noise(self, vector: RingVector, key: bytes) -> None:
-        """Add one party's noise to a whole vector of this attempt, in place; not to its header.
+        """Add one server's central noise to a whole vector of this attempt, in place; not to its header.
 
         Args:
-            vector: (length,) in the lane of ring_bits: an upload, a combined mask or a sum.
+            vector: (length,) in the lane of ring_bits: a combined mask or a sum.
             key: 16 fresh bytes.
         """
         add_noise(vector[PRIVATE_HEADER:], self.noise, key)
@@ -117,11 +124,31 @@ class PrivateCodec:
         add_noise(part, self.noise, key, first)
         reduce_ring(part, self.ring_bits)
 
+    def add_parts(self, part: RingVector, keys: Sequence[bytes], first: int) -> None:
+        """Add the last parts of one site's distributed noise to a part of a vector, in place.
+
+        Added to a mask that is taken off later, they are taken away from what the site uploaded.
+
+        Args:
+            part: contiguous coordinates in the lane of ring_bits, none of them of the header.
+            keys: of the last parts, 16 bytes each, as many as there are keys.
+            first: which coordinate after the header is the first of them.
+        """
+        tables = self.parts[len(self.parts) - len(keys) :]
+        add_draws(part, [NoiseDraw(table, key) for table, key in zip(tables, keys, strict=True)], first)
+        reduce_ring(part, self.ring_bits)
+
     @property
     def noise(self) -> NoiseTable:
-        """The table of one party's noise."""
-        kind = Noise.SKELLAM if self.terms.mechanism is Mechanism.DISTRIBUTED else Noise.DISCRETE_GAUSSIAN
-        return noise_table(kind, self.terms.share_variance(self.coordinates, self.min_survivors))
+        """The table of one server's central noise."""
+        return noise_table(Noise.DISCRETE_GAUSSIAN, self.terms.variance(self.coordinates))
+
+    @property
+    def parts(self) -> tuple[NoiseTable, ...]:
+        """The tables of all parts of a site's distributed noise: one for each tier, and none without such noise."""
+        tiers = self.terms.noise_tiers(self.cohort, self.min_survivors)
+        variances = self.terms.part_variances(self.coordinates, tiers)
+        return tuple(noise_table(Noise.SKELLAM, variance) for variance in variances)
 
     def open_sum(self, header: RingVector, survivors: int) -> "PrivateSum":
         """Begin to decode a noised sum.
@@ -142,6 +169,11 @@ class PrivateCodec:
                 fix="the attempt is run again; if it happens twice, look for a site or service that misbehaves",
             )
         return PrivateSum(self, survivors)
+
+    def _add_share(self, vector: RingVector, keys: Sequence[bytes]) -> None:
+        if len(keys) != len(self.parts):
+            raise CodecError("there is not one key for each part of the noise", expected=len(self.parts), got=len(keys))
+        self.add_parts(vector[PRIVATE_HEADER:], keys, 0)
 
     def _rotated(self, update: FloatVector) -> FloatVector:
         if self.terms.mechanism is not Mechanism.DISTRIBUTED:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import Protocol
 
 from fl_core.crypto import labels
@@ -15,6 +16,7 @@ Entropy = Callable[[int], bytes]
 SMALLEST_COHORT = 3
 DIGEST_BYTES = 32
 RING_BITS = range(1, 65)
+MAX_TIERS = 16
 
 
 class Signer(Protocol):
@@ -91,6 +93,8 @@ class SessionContext:
         ring_bits: the ring is Z_(2**ring_bits).
         length: coordinates of the masked vector.
         harary: the sparse graph; complete when None. Shares are then held by the neighbours alone.
+        noise_tiers: numbers of survivors for which a site's noise has a part of its own, from the cohort's size down
+            to min_survivors, see `fl_core.secagg.noise_seeds`. Empty where sites add no noise that is taken away.
 
     Raises:
         PlanError: the numbers cannot hold together.
@@ -103,6 +107,7 @@ class SessionContext:
     ring_bits: int
     length: int
     harary: HararySpec | None = None
+    noise_tiers: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.binding) != 32:
@@ -120,6 +125,19 @@ class SessionContext:
             raise PlanError("ring_bits is out of range", expected="1 to 64", got=self.ring_bits)
         if self.length < 1:
             raise PlanError("the vector is empty", expected="at least one coordinate", got=self.length)
+        self._check_tiers()
+
+    def _check_tiers(self) -> None:
+        tiers = self.noise_tiers
+        if not tiers:
+            return
+        is_descending = all(above > below for above, below in pairwise(tiers))
+        if not is_descending or (tiers[0], tiers[-1]) != (self.size, self.min_survivors) or len(tiers) > MAX_TIERS:
+            raise PlanError(
+                "the tiers of the noise are out of range",
+                expected=f"up to {MAX_TIERS}, descending from {self.size} to {self.min_survivors}",
+                got=tiers[: MAX_TIERS + 1],
+            )
 
     def _check_threshold(self) -> None:
         if self.harary is None:

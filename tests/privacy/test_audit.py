@@ -28,7 +28,7 @@ def _codec(mechanism: Mechanism) -> PrivateCodec:
     choice = PrivacyChoice(mechanism, BUDGET.epsilon, BUDGET.delta, 1.0)
     terms = choice.terms(1, 1, Draw(10, 10, 10))
     manifest = TensorManifest((TensorSpec("w", "float32", (1,)),))
-    return PrivateCodec(terms, manifest, 32, SURVIVORS)
+    return PrivateCodec(terms, manifest, 32, SURVIVORS, SURVIVORS)
 
 
 def _sums(codec: PrivateCodec, takes_part: bool, noise_scale: float) -> np.ndarray:
@@ -45,7 +45,7 @@ def _sums(codec: PrivateCodec, takes_part: bool, noise_scale: float) -> np.ndarr
 
 def _contributions(codec: PrivateCodec) -> np.ndarray:
     """What the site adds with the largest update that it can have, as its codec rounds it; without its noise."""
-    silent = PrivateCodec(codec.terms, codec.manifest, codec.ring_bits, SURVIVORS)
+    silent = PrivateCodec(codec.terms, codec.manifest, codec.ring_bits, SURVIVORS, SURVIVORS)
     if codec.terms.mechanism is Mechanism.DISTRIBUTED:
         # The worst update: the rotation leaves all of it in one coordinate.
         return np.full(RUNS, int(codec.terms.sensitivity(codec.coordinates)))
