@@ -146,12 +146,12 @@ def _noised_mean(
     codec = _codec(task, mechanism, epsilon, crowd)
     tiers = codec.terms.noise_tiers(codec.cohort, codec.min_survivors)
     needed = parts_needed(tiers, len(updates)) if tiers else 0
+    keys = [[noise.bytes(16) for _ in codec.parts] for _ in updates]
     total, mask = np.zeros(codec.length, np.uint32), np.zeros(codec.length, np.uint32)
-    for update in updates:
-        keys = [noise.bytes(16) for _ in codec.parts]
-        total += codec.encode(update.astype(np.float32), 1, noise.bytes, keys)
-        if keys[needed:] and crowd.removes:
-            codec.add_parts(mask[PRIVATE_HEADER:], keys[needed:], 0)
+    for update, own in zip(updates, keys, strict=True):
+        total += codec.encode(update.astype(np.float32), 1, noise.bytes, own)
+    if crowd.removes:
+        codec.add_parts(mask[PRIVATE_HEADER:], [own[needed:] for own in keys], 0)
     if mechanism is Mechanism.CENTRAL:
         codec.add_noise(total, noise.bytes(16))
     total = (total - mask) & np.uint32((1 << RING_BITS) - 1)

@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -25,11 +25,13 @@ from client_sdk.reveal import Unmasking
 from client_sdk.trained import TrainedUpdate
 from client_sdk.training import TrainerThread
 from client_sdk.upload import Sending, Upload
+from fl_core.codec.tensors import FloatVector
 from fl_core.privacy.receipts import receipt_message
 from fl_core.rounds.machine import DropoutReason
 from fl_core.rounds.plan import Aggregation, RoundPlan
 from fl_core.rounds.planner import codec_of, private_codec_of
 from fl_core.secagg.client import AwaitingSurvivors, MaskExpanded
+from fl_core.secagg.context import Entropy
 from fl_core.secagg.messages import RingVector
 from fl_core.transport.identity import RosterTrust
 from fl_core.transport.peer import call_unary
@@ -98,7 +100,7 @@ async def _take_encrypted_part(plan: RoundPlan, index: int, site: Workplace, ser
 
 async def _take_secure_part(plan: RoundPlan, index: int, site: Workplace, services: Services) -> None:
     expanded, update = await _together(_exchange(plan, index, site, services), _train(plan, site))
-    vector = await _encode(plan, index, update, site)
+    vector = await _encode(plan, index, update, site, expanded.noise_keys)
     following, upload_sha256 = await _mask_and_upload(plan, index, expanded, vector, site, services)
     await _reveal(plan, index, following, upload_sha256, site, services)
     tell(site.observer.revealed, plan)
@@ -147,16 +149,28 @@ async def _countersign(plan: RoundPlan, update: TrainedUpdate, site: Workplace) 
 
 
 @traced("encode")
-async def _encode(plan: RoundPlan, index: int, update: TrainedUpdate, site: Workplace) -> RingVector:
+async def _encode(
+    plan: RoundPlan, index: int, update: TrainedUpdate, site: Workplace, noise_keys: Sequence[bytes] = ()
+) -> RingVector:
     await _countersign(plan, update, site)
-    codec = private_codec_of(plan) or codec_of(plan)
     weight = update.num_samples if plan.privacy is None else 1
-    encode = partial(site.feedback.encode, plan) if plan.codec.feedback and plan.privacy is None else codec.encode
+    encode = _encoder(plan, site, noise_keys)
     vector = await asyncio.to_thread(encode, update.update, weight, os.urandom)
     tell(site.observer.encoded, plan, index, vector)
     if site.record_plain_updates is not None:
         await asyncio.to_thread(record_plain_update, site.record_plain_updates, plan, index, vector)
     return vector
+
+
+def _encoder(
+    plan: RoundPlan, site: Workplace, noise_keys: Sequence[bytes]
+) -> Callable[[FloatVector, int, Entropy], RingVector]:
+    private = private_codec_of(plan)
+    if private is not None:
+        return partial(private.encode, noise_keys=noise_keys)
+    if plan.codec.feedback and plan.privacy is None:
+        return partial(site.feedback.encode, plan)
+    return codec_of(plan).encode
 
 
 async def _mask_and_upload(

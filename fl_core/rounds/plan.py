@@ -366,6 +366,7 @@ class RoundPlan:
             ring_bits=self.codec.ring_bits,
             length=self.length,
             harary=None if self.graph is None else self._harary(self.graph),
+            noise_tiers=() if self.privacy is None else self.privacy.noise_tiers(len(self.roster), self.min_survivors),
         )
 
     def index_of(self, client_id: str) -> int:

@@ -124,18 +124,23 @@ class PrivateCodec:
         add_noise(part, self.noise, key, first)
         reduce_ring(part, self.ring_bits)
 
-    def add_parts(self, part: RingVector, keys: Sequence[bytes], first: int) -> None:
-        """Add the last parts of one site's distributed noise to a part of a vector, in place.
+    def add_parts(self, part: RingVector, keys: Sequence[Sequence[bytes]], first: int) -> None:
+        """Add the last parts of some sites' distributed noise to a part of a vector, in place.
 
-        Added to a mask that is taken off later, they are taken away from what the site uploaded.
+        Added to a mask that is taken off later, they are taken away from what the sites uploaded.
 
         Args:
             part: contiguous coordinates in the lane of ring_bits, none of them of the header.
-            keys: of the last parts, 16 bytes each, as many as there are keys.
+            keys: of each site those of its last parts, 16 bytes each, as many as there are.
             first: which coordinate after the header is the first of them.
         """
-        tables = self.parts[len(self.parts) - len(keys) :]
-        add_draws(part, [NoiseDraw(table, key) for table, key in zip(tables, keys, strict=True)], first)
+        tables = self.parts
+        draws = [
+            NoiseDraw(table, key)
+            for own in keys
+            for table, key in zip(tables[len(tables) - len(own) :], own, strict=True)
+        ]
+        add_draws(part, draws, first)
         reduce_ring(part, self.ring_bits)
 
     @property
@@ -173,7 +178,7 @@ class PrivateCodec:
     def _add_share(self, vector: RingVector, keys: Sequence[bytes]) -> None:
         if len(keys) != len(self.parts):
             raise CodecError("there is not one key for each part of the noise", expected=len(self.parts), got=len(keys))
-        self.add_parts(vector[PRIVATE_HEADER:], keys, 0)
+        self.add_parts(vector[PRIVATE_HEADER:], [keys], 0)
 
     def _rotated(self, update: FloatVector) -> FloatVector:
         if self.terms.mechanism is not Mechanism.DISTRIBUTED:

@@ -47,6 +47,7 @@ from fl_core.secagg.messages import (
     SurvivorSet,
     SurvivorSignature,
 )
+from fl_core.secagg.noise_seeds import SEED_BYTES, excess_parts, noise_commitment, part_keys, seed_of_part
 from fl_core.secagg.phase import Turn
 from fl_core.secagg.sealing import (
     HeldShares,
@@ -69,10 +70,12 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class SiteSecrets:
-    """What a site draws for one session and shares among its neighbours."""
+    """What a site draws for one session; the first two are shared among its neighbours."""
 
     mask_secret_key: bytes = field(repr=False)
     self_seed: bytes = field(repr=False)
+    noise_seed: bytes = field(default=b"", repr=False)
+    """The first of the seeds of our noise, which is not shared; empty where there is no such noise."""
 
 
 def advertise(
@@ -97,6 +100,7 @@ def advertise(
     if not 0 <= index < context.size:
         raise LocalProtocolError("the site is not in the roster", expected=f"0 to {context.size - 1}", got=index)
     cipher_keys, mask_keys, self_seed = generate_key_pair(entropy), generate_key_pair(entropy), draw_secret(entropy)
+    noise_seed = entropy(SEED_BYTES) if context.noise_tiers else b""
     unsigned = KeyAdvertisement(
         index=index,
         cipher_public_key=cipher_keys.public_key,
@@ -104,10 +108,11 @@ def advertise(
         self_seed_commitment=seed_commitment(context, index, self_seed),
         certificate_der=signer.certificate_der,
         signature=b"",
+        noise_commitment=noise_commitment(context, index, noise_seed),
     )
     advertisement = replace(unsigned, signature=signer.sign(advertisement_statement(context, unsigned)))
     member = Member(context, index, signer, verifier)
-    secrets = SiteSecrets(mask_keys.secret_key, self_seed)
+    secrets = SiteSecrets(mask_keys.secret_key, self_seed, noise_seed)
     return CollectingDirectory(member, advertisement, cipher_keys, secrets, entropy), advertisement
 
 
@@ -231,6 +236,11 @@ class ReadyToMask:
     held_shares: Mapping[int, HeldShares] = field(repr=False)
     _turn: Turn = field(default_factory=Turn, repr=False)
 
+    @property
+    def noise_keys(self) -> tuple[bytes, ...]:
+        """The key of each part of the noise that our vector needs; empty where it needs none of this kind."""
+        return self._following().noise_keys
+
     def expand_mask(self) -> "MaskExpanded":
         """Make the whole mask now, in one vector of memory, so that nothing but an addition is left after training.
 
@@ -265,7 +275,9 @@ class ReadyToMask:
         return [self_term(self.directory, index, self.secrets.self_seed), *pairs]
 
     def _following(self) -> "AwaitingSurvivors":
-        return AwaitingSurvivors(self.member, self.directory, self.participants, self.held_shares)
+        return AwaitingSurvivors(
+            self.member, self.directory, self.participants, self.held_shares, self.secrets.noise_seed
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,6 +292,11 @@ class MaskExpanded:
     def participants(self) -> tuple[int, ...]:
         """U2 by ascending index, as `ReadyToMask` has it."""
         return self.following.participants
+
+    @property
+    def noise_keys(self) -> tuple[bytes, ...]:
+        """As `ReadyToMask` has them."""
+        return self.following.noise_keys
 
     def step(self, vector: RingVector) -> tuple["AwaitingSurvivors", MaskedInput]:
         """Add the mask to our vector; arguments and errors as of `ReadyToMask.step`. The mask becomes the message."""
@@ -300,7 +317,13 @@ class AwaitingSurvivors:
     participants: tuple[int, ...]
     """U2 by ascending index; with a sparse graph its part among our neighbours and us."""
     held_shares: Mapping[int, HeldShares] = field(repr=False)
+    noise_seed: bytes = field(default=b"", repr=False)
     _turn: Turn = field(default_factory=Turn, repr=False)
+
+    @property
+    def noise_keys(self) -> tuple[bytes, ...]:
+        """As `ReadyToMask` has them."""
+        return part_keys(self.member.context, self.member.index, self.noise_seed) if self.noise_seed else ()
 
     def step(self, incoming: SurvivorSet) -> tuple["AwaitingProof", SurvivorSignature]:
         """Check U3 and sign it. After this no other U3 is looked at.
@@ -318,9 +341,24 @@ class AwaitingSurvivors:
                 self.directory, self.participants, incoming.survivors, incoming.uploads_root
             )
             following = AwaitingProof(
-                member, self.directory, self.participants, incoming.survivors, statement, self.held_shares
+                member,
+                self.directory,
+                self.participants,
+                incoming.survivors,
+                statement,
+                self.held_shares,
+                self._excess_seed(len(incoming.survivors)),
             )
             return following, SurvivorSignature(member.index, member.signer.sign(statement))
+
+    def _excess_seed(self, survivors: int) -> bytes:
+        """The seed of what so many survivors do not need of our noise; empty where they need all of it.
+
+        The phases after this one know no seed before it, so that they can reveal no more than is not needed.
+        """
+        context, index = self.member.context, self.member.index
+        excess = excess_parts(context, survivors)
+        return seed_of_part(context, index, self.noise_seed, excess.start) if excess else b""
 
     def check(self, survivors: tuple[int, ...]) -> None:
         """Check U3 and sign nothing: `step` does it too, and this says first what is wrong with it.
@@ -355,6 +393,8 @@ class AwaitingProof:
     """U3, by ascending index."""
     statement: bytes = field(repr=False)
     held_shares: Mapping[int, HeldShares] = field(repr=False)
+    excess_seed: bytes = field(default=b"", repr=False)
+    """Of those parts of our noise that the survivors do not need."""
     _turn: Turn = field(default_factory=Turn, repr=False)
 
     def step(self, incoming: ConsistencyProof) -> tuple["Revealed", RevealedShares]:
@@ -362,7 +402,8 @@ class AwaitingProof:
 
         The signatures are those of the witnesses, of whom a threshold cannot have signed two different sets.
 
-        Who dropped out follows from the one U3 that we signed; nobody tells us.
+        Who dropped out, and how much of our noise is not needed, follow from the one U3 that we signed; nobody tells
+        us.
 
         Raises:
             RemoteProtocolError: a signer is no survivor or no witness, stands twice or out of order.
@@ -385,6 +426,7 @@ class AwaitingProof:
                 complaints=tuple(
                     owner for owner in self.participants if owner != self.member.index and owner not in self.held_shares
                 ),
+                excess_seed=self.excess_seed,
             )
             return Revealed(self.member.context, self.member.index, self.survivors), revealed
 

@@ -136,12 +136,8 @@ def check_advertisement(context: SessionContext, advertisement: KeyAdvertisement
         )
     check_public_key(advertisement.cipher_public_key)
     check_public_key(advertisement.mask_public_key)
-    if len(advertisement.self_seed_commitment) != COMMITMENT_BYTES:
-        raise BadKey(
-            "a commitment has the wrong length",
-            expected=f"{COMMITMENT_BYTES} bytes",
-            got=f"{len(advertisement.self_seed_commitment)} bytes",
-        )
+    _check_commitment(advertisement.self_seed_commitment, COMMITMENT_BYTES)
+    _check_commitment(advertisement.noise_commitment, COMMITMENT_BYTES if context.noise_tiers else 0)
 
 
 def claim_keys(owners: dict[bytes, int], advertisement: KeyAdvertisement) -> None:
@@ -184,7 +180,8 @@ def check_reach(directory: Directory, index: int, present: Iterable[int], what: 
 
 
 def advertisement_statement(context: SessionContext, advertisement: KeyAdvertisement) -> bytes:
-    """What a site signs in round 0: its keys and commitment, in this session, at this index."""
+    """What a site signs in round 0: its keys and commitments, in this session, at this index."""
+    noise = advertisement.noise_commitment
     return labels.encode_fields(
         labels.ADVERTISEMENT,
         context.binding,
@@ -192,6 +189,7 @@ def advertisement_statement(context: SessionContext, advertisement: KeyAdvertise
         advertisement.cipher_public_key,
         advertisement.mask_public_key,
         advertisement.self_seed_commitment,
+        *((noise,) if noise else ()),
     )
 
 
@@ -251,6 +249,11 @@ def _check_all(context: SessionContext, advertisements: Sequence[KeyAdvertisemen
     for advertisement in advertisements:
         check_advertisement(context, advertisement)
         claim_keys(owners, advertisement)
+
+
+def _check_commitment(commitment: bytes, size: int) -> None:
+    if len(commitment) != size:
+        raise BadKey("a commitment has the wrong length", expected=f"{size} bytes", got=f"{len(commitment)} bytes")
 
 
 def _leaf(context: SessionContext, advertisement: KeyAdvertisement) -> bytes:

@@ -14,7 +14,10 @@ RingVector = npt.NDArray[np.unsignedinteger]
 
 @dataclass(frozen=True, slots=True)
 class KeyAdvertisement:
-    """Round 0, site to key server: two X25519 public keys and the commitment to the self-mask seed, signed."""
+    """Round 0, site to key server: two X25519 public keys and the commitment to the self-mask seed, signed.
+
+    Where sites add noise in parts also the commitment to the seeds of that noise; else it is empty.
+    """
 
     index: int
     cipher_public_key: bytes
@@ -22,6 +25,7 @@ class KeyAdvertisement:
     self_seed_commitment: bytes
     certificate_der: bytes
     signature: bytes
+    noise_commitment: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,9 +133,13 @@ class RevealedShare:
 class RevealedShares:
     """Round 4, site to key server: for each neighbour in U2 exactly one kind of share, or a complaint that it has
     none.
+
+    Where sites add noise in parts also the seed of those parts of the site's own noise that U3 does not need; empty
+    where it needs all of them.
     """
 
     index: int
     self_seed_shares: tuple[RevealedShare, ...]
     mask_key_shares: tuple[RevealedShare, ...]
     complaints: tuple[int, ...] = ()
+    excess_seed: bytes = field(default=b"", repr=False)

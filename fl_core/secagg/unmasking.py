@@ -24,6 +24,7 @@ from fl_core.secagg.messages import (
     SurvivorSet,
     SurvivorSignature,
 )
+from fl_core.secagg.noise_seeds import check_seed_length, excess_parts, noise_commitment, part_keys
 from fl_core.secagg.phase import Turn
 from fl_core.secagg.rebuilding import ShareRows, rebuild_secrets
 
@@ -181,7 +182,7 @@ class CollectingSignatures:
 class CollectingReveals:
     """Round 4: collects the shares of U4. A wrong share is dropped and its holder blamed; the right ones count."""
 
-    __slots__ = ("_asked", "_closed", "_facts", "_messages", "_rows", "_signers", "_turn", "_wrong")
+    __slots__ = ("_asked", "_closed", "_excess", "_facts", "_messages", "_rows", "_signers", "_turn", "_wrong")
 
     def __init__(self, facts: Unmasking, signers: tuple[int, ...]) -> None:
         self._facts = facts
@@ -189,6 +190,7 @@ class CollectingReveals:
         self._asked = frozenset(signers)
         self._messages: dict[int, RevealedShares] = {}
         self._rows: dict[int, ShareRows] = {}
+        self._excess: dict[int, bytes] = {}
         self._wrong: set[int] = set()
         self._closed = False
         self._turn = Turn()
@@ -204,7 +206,7 @@ class CollectingReveals:
         return frozenset(self._messages)
 
     def is_blamed(self, index: int) -> bool:
-        """Whether a share that this site revealed is not what its owner committed to."""
+        """Whether a share that this site revealed is not what its owner committed to, or its noise seed is another."""
         return index in self._wrong
 
     @property
@@ -219,12 +221,14 @@ class CollectingReveals:
     def receive(self, revealed: RevealedShares) -> None:
         """Take the shares of one site: exactly one for each owner it holds shares of, and of the right kind.
 
-        A share that is not what its owner committed to is dropped, and `blame` names the site.
+        A share that is not what its owner committed to is dropped, and so is a noise seed that is not what the site
+        committed to; `blame` names the site.
 
         Raises:
             RemoteProtocolError: the site is not in U4, sent other shares before, or its owners, and those that it
                 complains about, are not exactly those whose share of this kind is needed.
-            BadShares: a share has the wrong length or is no field element.
+            BadShares: a share has the wrong length or is no field element, or there is a noise seed where none is due,
+                or none where one is.
             SessionFrozen: the phase is over.
         """
         index = revealed.index
@@ -237,8 +241,12 @@ class CollectingReveals:
             raise _over("shares", index)
         if known is not None:
             raise RemoteProtocolError(f"site {index} revealed different shares before", expected="the same, or none")
+        excess = excess_parts(self._facts.directory.context, len(self._facts.survivors))
+        check_seed_length(index, revealed.excess_seed, wanted=bool(excess))
         rows = self._right(index, self._parsed(revealed), revealed)
         self._messages[index], self._rows[index] = revealed, rows
+        if excess:
+            self._take_seed(index, revealed.excess_seed, excess.start)
 
     def close(self) -> "RebuiltSeeds":
         """Freeze U5 and rebuild the seed of every survivor and the mask key of every dropped site.
@@ -255,7 +263,15 @@ class CollectingReveals:
                 facts.directory, facts.survivors, facts.dropped, self._rows, self._wrong
             )
             self._closed = True
-            return RebuiltSeeds(facts, tuple(sorted(self._rows)), self_seeds, mask_keys)
+            return RebuiltSeeds(facts, tuple(sorted(self._rows)), self_seeds, mask_keys, dict(self._excess))
+
+    def _take_seed(self, index: int, seed: bytes, part: int) -> None:
+        directory = self._facts.directory
+        committed = directory.advertisements[index].noise_commitment
+        if noise_commitment(directory.context, index, seed, part) == committed:
+            self._excess[index] = seed
+        else:
+            self._wrong.add(index)
 
     def _parsed(self, revealed: RevealedShares) -> ShareRows:
         facts, index = self._facts, revealed.index
@@ -293,6 +309,14 @@ class RebuiltSeeds:
     """U5, by ascending index."""
     self_seeds: Mapping[int, bytes] = field(repr=False)
     mask_keys: Mapping[int, bytes] = field(repr=False)
+    excess_seeds: Mapping[int, bytes] = field(default_factory=dict, repr=False)
+    """By site in U5, the seed of the noise that is not needed; a site that revealed none leaves all of its noise."""
+
+    def excess_keys(self) -> list[tuple[bytes, ...]]:
+        """The keys of the noise that is not needed: of each site its last parts, and of all sites equally many."""
+        context = self.facts.directory.context
+        known = excess_parts(context, len(self.survivors)).start
+        return [part_keys(context, index, seed, known) for index, seed in sorted(self.excess_seeds.items())]
 
     @property
     def survivors(self) -> tuple[int, ...]:

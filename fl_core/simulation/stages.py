@@ -4,7 +4,7 @@ Tests and benchmarks take over from a stage: they put a false message in, or mea
 takes the phases of the stage before, which are used up by it.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from hashlib import sha256
@@ -124,6 +124,7 @@ def make_cohort(
     ring_bits: int = 32,
     length: int = 6,
     sparse: Sparse | None = None,
+    noise_tiers: tuple[int, ...] = (),
 ) -> Cohort:
     """A cohort with vectors drawn from the whole ring. The same seed gives the same identities in every attempt."""
     signers = _signers(size, seed)
@@ -135,7 +136,7 @@ def make_cohort(
     if sparse is not None:
         beacon = make_beacon(fresh)
         spec = HararySpec(sparse.degree, beacon.commitment, sparse.audit_needs)
-    context = SessionContext(binding, size, needed, smallest, ring_bits, length, spec)
+    context = SessionContext(binding, size, needed, smallest, ring_bits, length, spec, noise_tiers)
     lane, ring = lane_dtype(ring_bits), (1 << ring_bits) - 1
     drawn = np.frombuffer(fresh(8 * size * length), "<u8").reshape(size, length) & np.uint64(ring)
     return Cohort(context, signers, verifier_of(signers), fresh, [row.astype(lane) for row in drawn], beacon)
@@ -172,13 +173,23 @@ def share(before: Advertised, indices: Collection[int] | None = None) -> Shared:
     return Shared(before.cohort, sites, *before.server.close())
 
 
-def upload(before: Shared, indices: Collection[int] | None = None) -> Uploaded:
-    """Round 2 of these sites, of all members of U2 when none are given."""
+def upload(
+    before: Shared, indices: Collection[int] | None = None, noised: Callable[..., RingVector] | None = None
+) -> Uploaded:
+    """Round 2 of these sites, of all members of U2 when none are given.
+
+    Args:
+        before: the stage before.
+        indices: of the sites.
+        noised: makes the vector that a site masks of its own vector and the keys of its noise.
+    """
     aggregation = CollectingMaskedInputs(before.cohort.context)
     sites, uploads = {}, {}
     for index in before.sites if indices is None else indices:
         ready = before.sites[index].step(before.relayed[index])
-        sites[index], uploads[index] = ready.step(before.cohort.vectors[index])
+        vector = before.cohort.vectors[index]
+        vector = vector if noised is None else noised(vector, ready.noise_keys)
+        sites[index], uploads[index] = ready.step(vector)
         aggregation.add(uploads[index])
     awaiting, survivor_set = aggregation.freeze(before.server.participants)
     digests = {index: upload_sha256(uploads[index]) for index in survivor_set.survivors}

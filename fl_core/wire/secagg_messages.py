@@ -12,6 +12,8 @@ from fl_core.rounds.plan import MAX_COHORT
 from fl_core.secagg import messages
 from fl_core.secagg.beacon import VALUE_BYTES
 from fl_core.secagg.commitments import PAIR_BYTES
+from fl_core.secagg.directory import COMMITMENT_BYTES
+from fl_core.secagg.noise_seeds import SEED_BYTES
 from fl_core.secagg.sealing import SEALED_SHARE_BYTES
 from fl_core.wire.checks import check_size, digest_from_proto, index_from_proto, indices_from_proto
 from fl_core.wire.v1 import secagg_pb2
@@ -30,6 +32,7 @@ def advertisement_to_proto(value: messages.KeyAdvertisement) -> secagg_pb2.KeyAd
         self_seed_commitment=value.self_seed_commitment,
         certificate_der=value.certificate_der,
         signature=value.signature,
+        noise_commitment=value.noise_commitment,
     )
 
 
@@ -52,6 +55,7 @@ def advertisement_from_proto(message: secagg_pb2.KeyAdvertisement) -> messages.K
         self_seed_commitment=digest_from_proto("a self_seed_commitment", message.self_seed_commitment),
         certificate_der=message.certificate_der,
         signature=message.signature,
+        noise_commitment=_optional("a noise_commitment", message.noise_commitment, COMMITMENT_BYTES),
     )
 
 
@@ -199,6 +203,7 @@ def revealed_to_proto(value: messages.RevealedShares) -> secagg_pb2.RevealedShar
         self_seed_shares=[_share_to_proto(share) for share in value.self_seed_shares],
         mask_key_shares=[_share_to_proto(share) for share in value.mask_key_shares],
         complaints=value.complaints,
+        excess_seed=value.excess_seed,
     )
 
 
@@ -206,7 +211,7 @@ def revealed_from_proto(message: secagg_pb2.RevealedShares) -> messages.Revealed
     """From the wire.
 
     Raises:
-        BadShares: a share has the wrong length.
+        BadShares: a share or the noise seed has the wrong length.
         RemoteProtocolError: an owner is out of range or stands twice, in one list or in both.
     """
     named = [share.owner for shares in (message.self_seed_shares, message.mask_key_shares) for share in shares]
@@ -219,6 +224,7 @@ def revealed_from_proto(message: secagg_pb2.RevealedShares) -> messages.Revealed
         tuple(_share_from_proto(share) for share in message.self_seed_shares),
         tuple(_share_from_proto(share) for share in message.mask_key_shares),
         indices_from_proto(message.complaints),
+        _optional("a noise seed", message.excess_seed, SEED_BYTES, BadShares),
     )
 
 
@@ -227,6 +233,13 @@ def _excerpt_from_proto(message: secagg_pb2.DirectoryExcerpt) -> messages.Direct
     check_size("the proof of a directory", message.proof, 0, MAX_COHORT)
     proof = tuple(digest_from_proto("a hash of a proof", node) for node in message.proof)
     return messages.DirectoryExcerpt(indices_from_proto(message.members), proof, beacon_from_proto(message.beacon))
+
+
+def _optional(what: str, value: bytes, size: int, error: type[RemoteProtocolError] = RemoteProtocolError) -> bytes:
+    """Bytes of one length, or none at all: whether they are due depends on the session."""
+    if value:
+        check_size(what, value, size, size, error)
+    return value
 
 
 def _check_signature(what: str, signature: bytes) -> None:

@@ -44,6 +44,7 @@ from fl_core.secagg.messages import (
 from fl_core.secagg.unmasking import CollectingReveals, CollectingSignatures, RebuiltSeeds, SharesRelayed
 from fl_core.wire.convert import directory_to_proto, relayed_shares_to_proto
 from fl_core.wire.v1 import keyserver_pb2
+from services.keyserver.excess import remove_excess
 from services.keyserver.expansion import add_own_noise, expand_mask
 from services.keyserver.facts import Closed, Dropped, ExchangeFact, Failed, Frozen, Phase, Traffic, Unmasked
 from services.keyserver.gathering import Gathering
@@ -470,6 +471,7 @@ class ExchangeSession:
     async def _expand(self, seeds: RebuiltSeeds, threads: int) -> RingVector:
         try:
             mask = await expand_mask(self.plan, seeds, threads)
+            await remove_excess(self.plan, seeds, mask, threads)
             await add_own_noise(self.plan, mask)
         except TacitError as error:
             raise _Failure(AbandonReason.BAD_SHARES, error) from error

@@ -110,6 +110,11 @@ PAIRS: list[tuple[Any, Callable[[Any], Message], Callable[[Any], Any]]] = [
     (PLAN.codec, convert.codec_to_proto, convert.codec_from_proto),
     (ADVERTISEMENT, convert.advertisement_to_proto, convert.advertisement_from_proto),
     (
+        replace(ADVERTISEMENT, noise_commitment=b"n" * 32),
+        convert.advertisement_to_proto,
+        convert.advertisement_from_proto,
+    ),
+    (
         values.KeyDirectory((ADVERTISEMENT, replace(ADVERTISEMENT, index=4))),
         convert.directory_to_proto,
         convert.directory_from_proto,
@@ -136,6 +141,7 @@ PAIRS: list[tuple[Any, Callable[[Any], Message], Callable[[Any], Any]]] = [
         convert.revealed_to_proto,
         convert.revealed_from_proto,
     ),
+    (values.RevealedShares(1, (), (), (2,), b"e" * 32), convert.revealed_to_proto, convert.revealed_from_proto),
     (AggregateInfo(b"i" * 16, (0, 1), 9, b"d" * 32), convert.aggregate_to_proto, convert.aggregate_from_proto),
     (REPORT.evaluations[0], convert.evaluation_to_proto, convert.evaluation_from_proto),
     (REPORT, convert.report_to_proto, convert.report_from_proto),
@@ -211,6 +217,7 @@ def test_an_empty_message_is_refused_wherever_something_must_stand() -> None:
         ({"cipher_public_key": b"c" * 31}, BadKey),
         ({"mask_public_key": b"c" * 33}, BadKey),
         ({"self_seed_commitment": b""}, RemoteProtocolError),
+        ({"noise_commitment": b"n" * 31}, RemoteProtocolError),
         ({"certificate_der": b""}, RemoteProtocolError),
         ({"certificate_der": b"c" * 8193}, RemoteProtocolError),
         ({"signature": b""}, RemoteProtocolError),

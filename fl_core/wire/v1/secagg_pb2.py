@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x66l_core/wire/v1/secagg.proto\x12\x0f\x66l_core.wire.v1\"\x9f\x01\n\x10KeyAdvertisement\x12\r\n\x05index\x18\x01 \x01(\r\x12\x19\n\x11\x63ipher_public_key\x18\x02 \x01(\x0c\x12\x17\n\x0fmask_public_key\x18\x03 \x01(\x0c\x12\x1c\n\x14self_seed_commitment\x18\x04 \x01(\x0c\x12\x17\n\x0f\x63\x65rtificate_der\x18\x05 \x01(\x0c\x12\x11\n\tsignature\x18\x06 \x01(\x0c\">\n\x06\x42\x65\x61\x63on\x12\r\n\x05value\x18\x01 \x01(\x0c\x12\x12\n\nverify_key\x18\x02 \x01(\x0c\x12\x11\n\tsignature\x18\x03 \x01(\x0c\"[\n\x10\x44irectoryExcerpt\x12\x0f\n\x07members\x18\x01 \x03(\r\x12\r\n\x05proof\x18\x02 \x03(\x0c\x12\'\n\x06\x62\x65\x61\x63on\x18\x03 \x01(\x0b\x32\x17.fl_core.wire.v1.Beacon\"}\n\x0cKeyDirectory\x12\x39\n\x0e\x61\x64vertisements\x18\x01 \x03(\x0b\x32!.fl_core.wire.v1.KeyAdvertisement\x12\x32\n\x07\x65xcerpt\x18\x02 \x01(\x0b\x32!.fl_core.wire.v1.DirectoryExcerpt\"Y\n\x0bSealedShare\x12\x0e\n\x06sender\x18\x01 \x01(\r\x12\x11\n\trecipient\x18\x02 \x01(\r\x12\x12\n\nciphertext\x18\x03 \x01(\x0c\x12\x13\n\x0b\x63ommitments\x18\x04 \x01(\x0c\"U\n\x0cSealedShares\x12,\n\x06shares\x18\x01 \x03(\x0b\x32\x1c.fl_core.wire.v1.SealedShare\x12\x17\n\x0fown_commitments\x18\x02 \x01(\x0c\"=\n\rRelayedShares\x12,\n\x06shares\x18\x01 \x03(\x0b\x32\x1c.fl_core.wire.v1.SealedShare\"N\n\x0bSurvivorSet\x12\x11\n\tsurvivors\x18\x01 \x03(\r\x12\x14\n\x0cuploads_root\x18\x02 \x01(\x0c\x12\x16\n\x0einclusion_path\x18\x03 \x03(\x0c\"5\n\x11SurvivorSignature\x12\r\n\x05index\x18\x01 \x01(\r\x12\x11\n\tsignature\x18\x02 \x01(\x0c\"J\n\x10\x43onsistencyProof\x12\x36\n\nsignatures\x18\x01 \x03(\x0b\x32\".fl_core.wire.v1.SurvivorSignature\"-\n\rRevealedShare\x12\r\n\x05owner\x18\x01 \x01(\r\x12\r\n\x05share\x18\x02 \x01(\x0c\"\xa6\x01\n\x0eRevealedShares\x12\r\n\x05index\x18\x01 \x01(\r\x12\x38\n\x10self_seed_shares\x18\x02 \x03(\x0b\x32\x1e.fl_core.wire.v1.RevealedShare\x12\x37\n\x0fmask_key_shares\x18\x03 \x03(\x0b\x32\x1e.fl_core.wire.v1.RevealedShare\x12\x12\n\ncomplaints\x18\x04 \x03(\rb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x66l_core/wire/v1/secagg.proto\x12\x0f\x66l_core.wire.v1\"\xb9\x01\n\x10KeyAdvertisement\x12\r\n\x05index\x18\x01 \x01(\r\x12\x19\n\x11\x63ipher_public_key\x18\x02 \x01(\x0c\x12\x17\n\x0fmask_public_key\x18\x03 \x01(\x0c\x12\x1c\n\x14self_seed_commitment\x18\x04 \x01(\x0c\x12\x17\n\x0f\x63\x65rtificate_der\x18\x05 \x01(\x0c\x12\x11\n\tsignature\x18\x06 \x01(\x0c\x12\x18\n\x10noise_commitment\x18\x07 \x01(\x0c\">\n\x06\x42\x65\x61\x63on\x12\r\n\x05value\x18\x01 \x01(\x0c\x12\x12\n\nverify_key\x18\x02 \x01(\x0c\x12\x11\n\tsignature\x18\x03 \x01(\x0c\"[\n\x10\x44irectoryExcerpt\x12\x0f\n\x07members\x18\x01 \x03(\r\x12\r\n\x05proof\x18\x02 \x03(\x0c\x12\'\n\x06\x62\x65\x61\x63on\x18\x03 \x01(\x0b\x32\x17.fl_core.wire.v1.Beacon\"}\n\x0cKeyDirectory\x12\x39\n\x0e\x61\x64vertisements\x18\x01 \x03(\x0b\x32!.fl_core.wire.v1.KeyAdvertisement\x12\x32\n\x07\x65xcerpt\x18\x02 \x01(\x0b\x32!.fl_core.wire.v1.DirectoryExcerpt\"Y\n\x0bSealedShare\x12\x0e\n\x06sender\x18\x01 \x01(\r\x12\x11\n\trecipient\x18\x02 \x01(\r\x12\x12\n\nciphertext\x18\x03 \x01(\x0c\x12\x13\n\x0b\x63ommitments\x18\x04 \x01(\x0c\"U\n\x0cSealedShares\x12,\n\x06shares\x18\x01 \x03(\x0b\x32\x1c.fl_core.wire.v1.SealedShare\x12\x17\n\x0fown_commitments\x18\x02 \x01(\x0c\"=\n\rRelayedShares\x12,\n\x06shares\x18\x01 \x03(\x0b\x32\x1c.fl_core.wire.v1.SealedShare\"N\n\x0bSurvivorSet\x12\x11\n\tsurvivors\x18\x01 \x03(\r\x12\x14\n\x0cuploads_root\x18\x02 \x01(\x0c\x12\x16\n\x0einclusion_path\x18\x03 \x03(\x0c\"5\n\x11SurvivorSignature\x12\r\n\x05index\x18\x01 \x01(\r\x12\x11\n\tsignature\x18\x02 \x01(\x0c\"J\n\x10\x43onsistencyProof\x12\x36\n\nsignatures\x18\x01 \x03(\x0b\x32\".fl_core.wire.v1.SurvivorSignature\"-\n\rRevealedShare\x12\r\n\x05owner\x18\x01 \x01(\r\x12\r\n\x05share\x18\x02 \x01(\x0c\"\xbb\x01\n\x0eRevealedShares\x12\r\n\x05index\x18\x01 \x01(\r\x12\x38\n\x10self_seed_shares\x18\x02 \x03(\x0b\x32\x1e.fl_core.wire.v1.RevealedShare\x12\x37\n\x0fmask_key_shares\x18\x03 \x03(\x0b\x32\x1e.fl_core.wire.v1.RevealedShare\x12\x12\n\ncomplaints\x18\x04 \x03(\r\x12\x13\n\x0b\x65xcess_seed\x18\x05 \x01(\x0c\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,27 +32,27 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fl_core.wire.v1.secagg_pb2'
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_KEYADVERTISEMENT']._serialized_start=50
-  _globals['_KEYADVERTISEMENT']._serialized_end=209
-  _globals['_BEACON']._serialized_start=211
-  _globals['_BEACON']._serialized_end=273
-  _globals['_DIRECTORYEXCERPT']._serialized_start=275
-  _globals['_DIRECTORYEXCERPT']._serialized_end=366
-  _globals['_KEYDIRECTORY']._serialized_start=368
-  _globals['_KEYDIRECTORY']._serialized_end=493
-  _globals['_SEALEDSHARE']._serialized_start=495
-  _globals['_SEALEDSHARE']._serialized_end=584
-  _globals['_SEALEDSHARES']._serialized_start=586
-  _globals['_SEALEDSHARES']._serialized_end=671
-  _globals['_RELAYEDSHARES']._serialized_start=673
-  _globals['_RELAYEDSHARES']._serialized_end=734
-  _globals['_SURVIVORSET']._serialized_start=736
-  _globals['_SURVIVORSET']._serialized_end=814
-  _globals['_SURVIVORSIGNATURE']._serialized_start=816
-  _globals['_SURVIVORSIGNATURE']._serialized_end=869
-  _globals['_CONSISTENCYPROOF']._serialized_start=871
-  _globals['_CONSISTENCYPROOF']._serialized_end=945
-  _globals['_REVEALEDSHARE']._serialized_start=947
-  _globals['_REVEALEDSHARE']._serialized_end=992
-  _globals['_REVEALEDSHARES']._serialized_start=995
-  _globals['_REVEALEDSHARES']._serialized_end=1161
+  _globals['_KEYADVERTISEMENT']._serialized_end=235
+  _globals['_BEACON']._serialized_start=237
+  _globals['_BEACON']._serialized_end=299
+  _globals['_DIRECTORYEXCERPT']._serialized_start=301
+  _globals['_DIRECTORYEXCERPT']._serialized_end=392
+  _globals['_KEYDIRECTORY']._serialized_start=394
+  _globals['_KEYDIRECTORY']._serialized_end=519
+  _globals['_SEALEDSHARE']._serialized_start=521
+  _globals['_SEALEDSHARE']._serialized_end=610
+  _globals['_SEALEDSHARES']._serialized_start=612
+  _globals['_SEALEDSHARES']._serialized_end=697
+  _globals['_RELAYEDSHARES']._serialized_start=699
+  _globals['_RELAYEDSHARES']._serialized_end=760
+  _globals['_SURVIVORSET']._serialized_start=762
+  _globals['_SURVIVORSET']._serialized_end=840
+  _globals['_SURVIVORSIGNATURE']._serialized_start=842
+  _globals['_SURVIVORSIGNATURE']._serialized_end=895
+  _globals['_CONSISTENCYPROOF']._serialized_start=897
+  _globals['_CONSISTENCYPROOF']._serialized_end=971
+  _globals['_REVEALEDSHARE']._serialized_start=973
+  _globals['_REVEALEDSHARE']._serialized_end=1018
+  _globals['_REVEALEDSHARES']._serialized_start=1021
+  _globals['_REVEALEDSHARES']._serialized_end=1208
 # @@protoc_insertion_point(module_scope)

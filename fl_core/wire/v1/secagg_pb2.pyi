@@ -26,12 +26,15 @@ class KeyAdvertisement(google.protobuf.message.Message):
     SELF_SEED_COMMITMENT_FIELD_NUMBER: builtins.int
     CERTIFICATE_DER_FIELD_NUMBER: builtins.int
     SIGNATURE_FIELD_NUMBER: builtins.int
+    NOISE_COMMITMENT_FIELD_NUMBER: builtins.int
     index: builtins.int
     cipher_public_key: builtins.bytes
     mask_public_key: builtins.bytes
     self_seed_commitment: builtins.bytes
     certificate_der: builtins.bytes
     signature: builtins.bytes
+    noise_commitment: builtins.bytes
+    """To the chain of seeds of the site's noise, where sites add noise in parts; else empty."""
     def __init__(
         self,
         *,
@@ -41,8 +44,9 @@ class KeyAdvertisement(google.protobuf.message.Message):
         self_seed_commitment: builtins.bytes = ...,
         certificate_der: builtins.bytes = ...,
         signature: builtins.bytes = ...,
+        noise_commitment: builtins.bytes = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["certificate_der", b"certificate_der", "cipher_public_key", b"cipher_public_key", "index", b"index", "mask_public_key", b"mask_public_key", "self_seed_commitment", b"self_seed_commitment", "signature", b"signature"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["certificate_der", b"certificate_der", "cipher_public_key", b"cipher_public_key", "index", b"index", "mask_public_key", b"mask_public_key", "noise_commitment", b"noise_commitment", "self_seed_commitment", b"self_seed_commitment", "signature", b"signature"]) -> None: ...
 
 global___KeyAdvertisement = KeyAdvertisement
 
@@ -288,7 +292,10 @@ class RevealedShares(google.protobuf.message.Message):
     SELF_SEED_SHARES_FIELD_NUMBER: builtins.int
     MASK_KEY_SHARES_FIELD_NUMBER: builtins.int
     COMPLAINTS_FIELD_NUMBER: builtins.int
+    EXCESS_SEED_FIELD_NUMBER: builtins.int
     index: builtins.int
+    excess_seed: builtins.bytes
+    """Of those parts of the site's own noise that the survivors do not need; empty where they need all of it."""
     @property
     def self_seed_shares(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___RevealedShare]: ...
     @property
@@ -304,7 +311,8 @@ class RevealedShares(google.protobuf.message.Message):
         self_seed_shares: collections.abc.Iterable[global___RevealedShare] | None = ...,
         mask_key_shares: collections.abc.Iterable[global___RevealedShare] | None = ...,
         complaints: collections.abc.Iterable[builtins.int] | None = ...,
+        excess_seed: builtins.bytes = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["complaints", b"complaints", "index", b"index", "mask_key_shares", b"mask_key_shares", "self_seed_shares", b"self_seed_shares"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["complaints", b"complaints", "excess_seed", b"excess_seed", "index", b"index", "mask_key_shares", b"mask_key_shares", "self_seed_shares", b"self_seed_shares"]) -> None: ...
 
 global___RevealedShares = RevealedShares
