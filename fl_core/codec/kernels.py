@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fl_core.codec import kernels_numpy
-from fl_core.codec.kernels_numpy import Coins
+from fl_core.codec.kernels_numpy import Coins, Unit
 from fl_core.codec.tensors import FloatVector
 from fl_core.crypto.mask_prg import RingVector
 
@@ -20,6 +20,12 @@ class Kernels(Protocol):
     def quantize(
         self, update: FloatVector, scale: float, bound: float, span: float, top: int, coins: Coins, out: RingVector, /
     ) -> None: ...
+
+    def quantize_short(
+        self, update: FloatVector, step: Unit, half: Unit, bound: Unit, coins: Coins, out: RingVector, /
+    ) -> None: ...
+
+    def largest_magnitude(self, update: FloatVector, /) -> np.uint32: ...
 
     def dequantize_sum(self, levels: RingVector, offset: float, step: float, out: FloatVector, /) -> None: ...
 

@@ -1,17 +1,22 @@
 """Compiled twins of `kernels_numpy`, where the docstrings are. Importing this module imports numba."""
 
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import numba
 import numpy as np
 import numpy.typing as npt
+from llvmlite import ir
+from numba import extending
+from numba.core import cgutils, types
 
-from fl_core.codec.kernels_numpy import Coins
+from fl_core.codec.kernels_numpy import COIN, MAGNITUDE, Coins, Unit
 from fl_core.codec.tensors import FloatVector
 from fl_core.crypto.mask_prg import RingVector
 
 ByteVector = npt.NDArray[np.uint8]
+
+intrinsic: Callable[[Callable[..., Any]], Callable[..., Any]] = extending.intrinsic
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -31,12 +36,45 @@ def quantize(
     update: FloatVector, scale: float, bound: float, span: float, top: int, coins: Coins, out: RingVector
 ) -> None:
     highest = float(top)
-    steps, unit = highest / (2.0 * span), 1.0 / (1 << 8 * coins.itemsize)
+    steps = highest / (2.0 * span)
     for i in range(len(update)):
         clamped = min(max(np.float64(update[i]) * scale, -bound), bound)
-        level = (clamped + span) * steps + np.float64(coins[i]) * unit
+        level = (clamped + span) * steps + np.float64(coins[i]) * COIN
         # No level is negative or above 2**24, so that cutting the fraction off is what floor does.
         out[i] = np.int32(min(level, highest))
+
+
+@intrinsic
+def _nearest(_typing: Any, value: Any) -> Any:
+    """The nearest whole number, to even between two."""
+
+    def generate(_context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kind = ir.FloatType() if signature.return_type == types.float32 else ir.DoubleType()
+        name = f"llvm.rint.f{signature.return_type.bitwidth}"
+        rint = cgutils.get_or_insert_function(  # type: ignore[no-untyped-call]
+            builder.module, ir.FunctionType(kind, [kind]), name
+        )
+        return builder.call(rint, arguments)
+
+    return value(value), generate
+
+
+@_compiled
+def quantize_short(update: FloatVector, step: Unit, half: Unit, bound: Unit, coins: Coins, out: RingVector) -> None:
+    middle = np.uint32(half)
+    for i in range(len(update)):
+        units = _nearest(min(max(update[i] * step, -bound), bound))
+        # By way of 16 bits, which LLVM makes better instructions of.
+        out[i] = np.uint16((np.uint32(np.int32(units)) + middle + np.uint32(coins[i])) >> np.uint32(16))
+
+
+@_compiled
+def largest_magnitude(update: FloatVector) -> np.uint32:
+    bits = update.view(np.uint32)
+    largest = np.uint32(0)
+    for i in range(len(bits)):
+        largest = max(largest, bits[i] & MAGNITUDE)
+    return largest
 
 
 @_compiled
@@ -100,21 +138,21 @@ def places_above(bits: npt.NDArray[np.uint32], least: np.uint32, out: npt.NDArra
 
     Those that have no room in `out` are only counted.
     """
-    found, magnitude = 0, np.uint32(0x7FFF_FFFF)
+    found = 0
     whole = len(bits) // 32 * 32
     for start in range(0, whole, 32):
         # Most hands hold none, and to see that takes no branch for each coordinate.
         any_above = False
         for lane in range(32):
-            any_above |= (bits[start + lane] & magnitude) >= least
+            any_above |= (bits[start + lane] & MAGNITUDE) >= least
         if any_above:
             for place in range(start, start + 32):
-                if (bits[place] & magnitude) >= least:
+                if (bits[place] & MAGNITUDE) >= least:
                     if found < len(out):
                         out[found] = place
                     found += 1
     for place in range(whole, len(bits)):
-        if (bits[place] & magnitude) >= least:
+        if (bits[place] & MAGNITUDE) >= least:
             if found < len(out):
                 out[found] = place
             found += 1

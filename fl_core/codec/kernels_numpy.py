@@ -15,8 +15,17 @@ ByteVector = npt.NDArray[np.uint8]
 Coins = npt.NDArray[np.unsignedinteger]
 """(d,) uint16 or uint32, uniform: the coins of stochastic rounding."""
 
+Unit = np.float32 | np.float64
+"""A number that counts parts of a level."""
+
 COIN = 2.0**-32
-"""What a coin of 32 bits is a multiple of, as a number in [0, 1); one of 16 bits is a multiple of 2**-16."""
+"""What a coin of 32 bits is a multiple of, as a number in [0, 1)."""
+
+MAGNITUDE = np.uint32(0x7FFF_FFFF)
+"""The bits of a float32 without its sign."""
+
+INFINITY = np.uint32(0x7F80_0000)
+"""The bits of infinity."""
 
 BLOCK = 1 << 16
 """Coordinates that are worked on at a time, so that no intermediate result is as large as a model. A multiple of 8."""
@@ -33,15 +42,47 @@ def quantize(
         bound: in [0, span], model units.
         span: > 0, model units.
         top: the highest level, 1 to 2**24 - 1.
-        coins: (d,), each stands for coin * 2**-32, or 2**-16, in [0, 1).
+        coins: (d,) uint32, each stands for coin * 2**-32 in [0, 1).
         out: (d,) unsigned, wide enough for `top`.
     """
-    steps, unit = top / (2.0 * span), 1.0 / (1 << 8 * coins.itemsize)
+    steps = top / (2.0 * span)
     for start in range(0, len(update), BLOCK):
         block = slice(start, start + BLOCK)
         clamped = np.minimum(np.maximum(update[block].astype(np.float64) * scale, -bound), bound)
-        level = np.floor((clamped + span) * steps + coins[block].astype(np.float64) * unit)
+        level = np.floor((clamped + span) * steps + coins[block].astype(np.float64) * COIN)
         out[block] = np.minimum(level, float(top)).astype(np.uint32)
+
+
+def quantize_short(update: FloatVector, step: Unit, half: Unit, bound: Unit, coins: Coins, out: RingVector) -> None:
+    """As `quantize`, in integers of 2**-16 of a level: a product, rounded to the nearest, and a coin of as many bits.
+
+    Off by at most 2**-16 of a level: half a unit of rounding, and up to eight bits as much again of float32.
+
+    Args:
+        update: (d,) float32, finite, model units.
+        step: units of 2**-16 of a level that a model unit has, as `update` counts. float32 for levels of up to 8 bits;
+            float64 for up to 16.
+        half: units from the middle to an end, top * 2**15, in the type of `step`.
+        bound: largest magnitude in units, whole, 0 to `half`, in the type of `step`.
+        coins: (d,) uint16.
+        out: (d,) unsigned, wide enough for the highest level.
+    """
+    for start in range(0, len(update), BLOCK):
+        block = slice(start, start + BLOCK)
+        with np.errstate(over="ignore"):
+            units = np.rint(np.minimum(np.maximum(update[block] * step, -bound), bound))
+        out[block] = ((units + np.float64(half)).astype(np.uint32) + coins[block]) >> np.uint32(16)
+
+
+def largest_magnitude(update: FloatVector) -> np.uint32:
+    """The bits of the largest magnitude: as integers, floats of one sign are in their order, then infinity, then NaN.
+
+    Args:
+        update: (d,) float32.
+    """
+    bits: npt.NDArray[np.uint32] = update.view(np.uint32)
+    blocks = range(0, len(bits), BLOCK)
+    return max((np.max(bits[start : start + BLOCK] & MAGNITUDE) for start in blocks), default=np.uint32(0))
 
 
 def dequantize_sum(levels: RingVector, offset: float, step: float, out: FloatVector) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fl_core.codec.kernels import COMPILED_FROM
+from fl_core.codec.kernels_numpy import MAGNITUDE
 from fl_core.codec.tensors import FloatVector
 from fl_core.errors import CodecError
 
@@ -15,8 +16,6 @@ Places = npt.NDArray[np.int64]
 
 SAMPLE_STEP = 61
 """Every so many coordinates one is in the sample; a prime, so that it follows no shape of a tensor."""
-
-_MAGNITUDE = np.uint32(0x7FFF_FFFF)
 
 
 def largest_places(vector: FloatVector, count: int) -> Places:
@@ -48,7 +47,7 @@ def largest_places(vector: FloatVector, count: int) -> Places:
 
 def _guess(bits: npt.NDArray[np.uint32], count: int) -> np.uint32:
     """A magnitude that is very likely exceeded `count` times, and not very much more often."""
-    sample = bits[::SAMPLE_STEP] & _MAGNITUDE
+    sample = bits[::SAMPLE_STEP] & MAGNITUDE
     expected = count * len(sample) / max(len(bits), 1)
     # Four standard deviations of what the sample holds of them.
     rank = int(expected + 4 * expected**0.5) + 4
@@ -60,7 +59,7 @@ def _guess(bits: npt.NDArray[np.uint32], count: int) -> np.uint32:
 
 def _above(bits: npt.NDArray[np.uint32], least: np.uint32) -> Places:
     if len(bits) < COMPILED_FROM:
-        return np.flatnonzero((bits & _MAGNITUDE) >= least)
+        return np.flatnonzero((bits & MAGNITUDE) >= least)
     from fl_core.codec.kernels_numba import places_above
 
     # Room for what is expected; when the sample was misleading there is more, and the kernel says how much.
@@ -76,7 +75,7 @@ def _exactly(bits: npt.NDArray[np.uint32], places: Places, count: int) -> Places
     """Of these places the `count` largest, ascending."""
     if count == 0:
         return places[:0]
-    magnitudes = bits[places] & _MAGNITUDE
+    magnitudes = bits[places] & MAGNITUDE
     least = np.partition(magnitudes, len(magnitudes) - count)[len(magnitudes) - count]
     kept = magnitudes > least
     kept[np.flatnonzero(magnitudes == least)[: count - int(kept.sum())]] = True

@@ -3,11 +3,20 @@
 import numpy as np
 
 from fl_core.codec.kernels import kernels_for
-from fl_core.codec.kernels_numpy import COIN, Coins
+from fl_core.codec.kernels_numpy import COIN, Coins, Unit
 from fl_core.codec.spec import BITS
 from fl_core.codec.tensors import FloatVector
 from fl_core.crypto.mask_prg import RingVector
 from fl_core.errors import CodecError
+
+SHORT_COINS = 16
+"""Bits up to which coins of 16 bits do: they leave a bias of 2**-16 of a level at most, which is a part in 256 of the
+noise of rounding in the mean of the largest cohort."""
+
+_SHORT_UNIT = float(1 << SHORT_COINS)
+_FLOAT32_BITS = 8
+"""Bits of levels whose parts float32 counts."""
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
 def quantize(update: FloatVector, clip: float, bits: int, uniform: FloatVector) -> RingVector:
@@ -57,7 +66,7 @@ def quantize_into(
         clip: largest magnitude kept before it is scaled, model units, > 0.
         span: largest magnitude that a level stands for, model units, > 0.
         top: the highest level, 1 to 2**24 - 1.
-        coins: (d,) uint16 or uint32, uniform.
+        coins: (d,) uniform, uint32, or uint16 for levels of up to 16 bits.
         out: (d,) unsigned, wide enough for `top`.
         kernel_length: coordinates of the whole vector, which decides whether compiling pays.
 
@@ -73,9 +82,21 @@ def quantize_into(
             "vectors of one quantisation differ in length", expected=update.shape, got=f"{coins.shape}, {out.shape}"
         )
     bound = min(float(clip) * float(scale), float(span))
-    kernels_for(kernel_length).quantize(
-        np.ascontiguousarray(update), float(scale), bound, float(span), int(top), np.ascontiguousarray(coins), out
-    )
+    if coins.dtype == np.uint16 and top >> SHORT_COINS:
+        raise CodecError("coins are too short for the levels", expected=f"top < 2**{SHORT_COINS}", got=top)
+    kernels, flat, drawn = kernels_for(kernel_length), np.ascontiguousarray(update), np.ascontiguousarray(coins)
+    if drawn.dtype == np.uint16:
+        kernels.quantize_short(flat, *_units(scale, bound, span, top), drawn, out)
+    else:
+        kernels.quantize(flat, float(scale), bound, float(span), int(top), drawn, out)
+
+
+def _units(scale: float, bound: float, span: float, top: int) -> tuple[Unit, Unit, Unit]:
+    """What `quantize_short` counts in: step, half and bound."""
+    step, half = scale * top / (2.0 * span) * _SHORT_UNIT, top * _SHORT_UNIT / 2
+    most = min(float(np.rint(bound * top / (2.0 * span) * _SHORT_UNIT)), half)
+    unit = np.float32 if top >> _FLOAT32_BITS == 0 and step <= _FLOAT32_MAX else np.float64
+    return unit(step), unit(half), unit(most)
 
 
 def dequantize_sum(levels: RingVector, count: int, clip: float, bits: int) -> FloatVector:

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from fl_core.codec.header import UploadHeader, check_sum, read_header, write_header
-from fl_core.codec.kernels_numpy import BLOCK
+from fl_core.codec.kernels import kernels_for
+from fl_core.codec.kernels_numpy import BLOCK, INFINITY
 from fl_core.codec.largest import largest_places
-from fl_core.codec.quantize import dequantize_levels, quantize_into
+from fl_core.codec.quantize import SHORT_COINS, dequantize_levels, quantize_into
 from fl_core.codec.rotation import rotate, unrotate
 from fl_core.codec.span import reach_of
 from fl_core.codec.spec import CLIP_MAX, CodecSpec, Levels, Selection
@@ -24,10 +25,6 @@ from fl_core.errors import BadAggregate, CodecError
 
 COIN_BLOCK = 1 << 18
 """Coordinates whose coins are drawn at a time: they fit the second-level cache."""
-
-SHORT_COINS = 16
-"""Bits up to which coins of 16 bits do: they leave a bias of 2**-16 of a level at most, which is a part in 256 of the
-noise of rounding in the mean of the largest cohort."""
 
 SEED_BYTES = 32
 
@@ -238,6 +235,8 @@ class UpdateCodec:
             )
 
     def _check_finite(self, update: FloatVector) -> None:
+        if kernels_for(len(update)).largest_magnitude(np.ascontiguousarray(update)) < INFINITY:
+            return
         for start in range(0, len(update), BLOCK):
             finite = np.isfinite(update[start : start + BLOCK])
             if finite.all():

@@ -12,6 +12,7 @@ from hypothesis.extra import numpy as hnp
 from fl_core.codec import kernels_numba, kernels_numpy
 from fl_core.codec.kernels import COMPILED_FROM, kernels_for
 from fl_core.codec.packing import packed_bytes
+from fl_core.codec.quantize import _units
 from fl_core.crypto.mask_prg import lane_dtype
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False, width=32)
@@ -29,7 +30,6 @@ slow_first_call = settings(deadline=None, max_examples=60)
     st.sampled_from([np.uint32, np.uint64]),
     st.floats(0, 1),
     st.sampled_from([1, 2]),
-    st.sampled_from([np.uint16, np.uint32]),
 )
 def test_compiled_quantisation_equals_numpy(
     vectors: tuple[np.ndarray, np.ndarray],
@@ -39,15 +39,63 @@ def test_compiled_quantisation_equals_numpy(
     lane: type[np.uint32],
     bound: float,
     odd: int,
-    coin: type[np.uint16],
 ) -> None:
-    update, coins = vectors[0], vectors[1].astype(coin)
+    update, coins = vectors
     ours, theirs = np.zeros(len(update), lane), np.ones(len(update), lane)
     top = (1 << bits) - odd if bits > 1 else 1
     kernels_numpy.quantize(update, scale, clip * bound, clip, top, coins, ours)
     kernels_numba.quantize(update, scale, clip * bound, clip, top, coins, theirs)
     assert ours.tobytes() == theirs.tobytes()
     assert ours.max(initial=0) <= top
+
+
+def short_coins(length: int) -> st.SearchStrategy[tuple[np.ndarray, np.ndarray]]:
+    return st.tuples(hnp.arrays(np.float32, length, elements=FINITE), hnp.arrays(np.uint16, length))
+
+
+@slow_first_call
+@given(
+    st.integers(0, 70).flatmap(short_coins),
+    st.floats(0, 1),
+    st.floats(2.0**-40, 2.0**40),
+    st.integers(1, 16),
+    st.sampled_from([np.uint8, np.uint16, np.uint32]),
+    st.floats(0, 1),
+    st.sampled_from([1, 2]),
+)
+def test_compiled_quantisation_by_short_coins_equals_numpy(
+    vectors: tuple[np.ndarray, np.ndarray],
+    scale: float,
+    clip: float,
+    bits: int,
+    lane: type[np.uint32],
+    part: float,
+    odd: int,
+) -> None:
+    update, coins = vectors
+    lane = lane if bits <= 8 * np.dtype(lane).itemsize else np.uint16
+    ours, theirs, exact = np.zeros(len(update), lane), np.ones(len(update), lane), np.ones(len(update), np.uint32)
+    top = (1 << bits) - odd if bits > 1 else 1
+    bound = min(part * clip * scale, clip)
+    for kernels, out in ((kernels_numpy, ours), (kernels_numba, theirs)):
+        kernels.quantize_short(update, *_units(scale, bound, clip, top), coins, out)
+    assert ours.tobytes() == theirs.tobytes()
+    assert ours.max(initial=0) <= top
+    # A coin of 32 bits with the same upper half decides otherwise only within 2**-16 of a level of a boundary.
+    kernels_numpy.quantize(update, scale, bound, clip, top, coins.astype(np.uint32) << np.uint32(16), exact)
+    steps = top / (2 * clip)
+    level = (np.clip(update.astype(np.float64) * scale, -bound, bound) + clip) * steps + coins * 2.0**-16
+    differs = ours.astype(np.int64) != exact
+    assert (np.abs(level - np.rint(level))[differs] <= 2.0**-16 * 1.001).all()
+    assert (np.abs(ours.astype(np.int64) - exact) <= 1).all()
+
+
+@slow_first_call
+@given(hnp.arrays(np.float32, st.integers(0, 70), elements=st.floats(width=32)))
+def test_the_largest_magnitude_tells_what_is_not_finite(update: np.ndarray) -> None:
+    largest = kernels_numba.largest_magnitude(update)
+    assert largest == kernels_numpy.largest_magnitude(update)
+    assert (largest < kernels_numpy.INFINITY) == np.isfinite(update).all()
 
 
 @slow_first_call

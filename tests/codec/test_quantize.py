@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fl_core.codec.quantize import dequantize_sum, quantize
+from fl_core.codec.quantize import dequantize_sum, quantize, quantize_into
 from fl_core.errors import CodecError
 
 
@@ -82,3 +82,22 @@ def test_a_sum_that_is_too_large_is_refused() -> None:
     assert dequantize_sum(np.array([30], np.uint32), 2, 1.0, 4).tolist() == [2.0]
     with pytest.raises(CodecError, match="too large"):
         dequantize_sum(np.array([31], np.uint32), 2, 1.0, 4)
+
+
+@pytest.mark.parametrize("bits", [1, 4, 8, 9, 16])
+def test_the_mean_over_all_short_coins_is_the_input_to_a_part_of_a_level(bits: int) -> None:
+    top, span, scale, bound = (1 << bits) - 1, 0.75, 0.37, 2.0 * 0.37
+    coins = np.arange(1 << 16, dtype=np.uint16)
+    levels = np.empty(len(coins), np.uint32)
+    for value in np.random.default_rng(bits).uniform(-3, 3, 40).astype(np.float32):
+        update = np.full(len(coins), value)
+        quantize_into(update, scale, 2.0, span, top, coins, levels, kernel_length=len(coins))
+        wanted = (np.clip(float(value) * scale, -bound, bound) + span) * top / (2 * span)
+        assert abs(levels.mean() - wanted) <= 2.0**-16
+        assert np.ptp(levels) <= 1
+
+
+def test_short_coins_are_refused_where_they_are_too_coarse() -> None:
+    coins, out = np.zeros(1, np.uint16), np.zeros(1, np.uint32)
+    with pytest.raises(CodecError, match="too short"):
+        quantize_into(np.zeros(1, np.float32), 1.0, 1.0, 1.0, 1 << 16, coins, out, kernel_length=1)
