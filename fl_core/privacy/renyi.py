@@ -121,8 +121,8 @@ def mixed(order: float, sampled: float, unsampled: float, chance: float) -> floa
 
     Source: the moments of a mixture are jointly convex (van Erven, Harremoës 2014, theorem 13).
     """
-    if chance == 0:
-        return sampled
+    if chance in (0.0, 1.0):
+        return unsampled if chance else sampled
     terms = np.array([log1p(-chance) + (order - 1) * sampled, log(chance) + (order - 1) * unsampled])
     return min(unsampled, _log_sum(terms) / (order - 1))
 

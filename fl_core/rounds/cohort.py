@@ -11,6 +11,10 @@ Entropy = Callable[[int], bytes]
 """Gives that many bytes: `os.urandom` in a coordinator, a seeded generator in a simulation."""
 
 
+MOST_DRAWS = 1_000
+"""Draws of a cohort that may all be too small before it is given up: they will be then for the next thousand too."""
+
+
 @dataclass(frozen=True, slots=True)
 class CohortBounds:
     """Fewest and most sites of an attempt, and of one session of it.
@@ -101,26 +105,39 @@ def choose_cohort(
         bounds: fewest and most.
         entropy: for the choice; it is not used when everybody is taken.
         rate: draw each site alone with this chance before anything else (Poisson sampling), as a private job that
-            claims amplification by sampling needs it.
+            claims amplification by sampling needs it. A draw of too few is given up and all sites are drawn again.
 
     Returns:
         The cohort by ascending client_id, as a roster has it.
 
     Raises:
-        NotEnough: fewer than `bounds.min` sites are there.
+        NotEnough: fewer than `bounds.min` sites are there, or so many are never drawn.
     """
     pool = sorted(set(connected))
-    if rate is not None:
-        pool = [name for name in pool if int.from_bytes(entropy(8), "little") < floor(rate * (1 << 64))]
     if len(pool) < bounds.min:
-        what = "too few sites are connected" if rate is None else "too few sites were drawn"
-        raise NotEnough(what, expected=f"at least {bounds.min}", got=len(pool))
+        raise NotEnough("too few sites are connected", expected=f"at least {bounds.min}", got=len(pool))
+    if rate is not None:
+        pool = _draw_each(pool, bounds.min, entropy, rate)
     if len(pool) <= bounds.max:
         return tuple(pool)
     for place in range(bounds.max):
         chosen = place + draw_below(len(pool) - place, entropy)
         pool[place], pool[chosen] = pool[chosen], pool[place]
     return tuple(sorted(pool[: bounds.max]))
+
+
+def _draw_each(pool: Sequence[ClientId], fewest: int, entropy: Entropy, rate: float) -> list[ClientId]:
+    limit = floor(rate * (1 << 64))
+    for _ in range(MOST_DRAWS):
+        drawn = [name for name in pool if int.from_bytes(entropy(8), "little") < limit]
+        if len(drawn) >= fewest:
+            return drawn
+    raise NotEnough(
+        "too few sites were drawn",
+        expected=f"at least {fewest} of {len(pool)} in one of {MOST_DRAWS} draws",
+        got=f"a chance of {rate:g} for each",
+        fix="raise privacy.sampling_rate, lower cohort.min, or wait for more sites",
+    )
 
 
 def draw_below(limit: int, entropy: Entropy) -> int:

@@ -257,7 +257,7 @@ def check_private_job(job: JobSpec, size: int) -> None:
     if job.privacy is None:
         return
     for cohort in {job.cohort.min, job.cohort.max}:
-        draw = Draw(cohort, job.cohort.min, job.cohort.max)
+        draw = Draw(_drawn_from(job, cohort), job.cohort.min, job.cohort.max)
         job.privacy.check_rounds(job.rounds, size, draw)
         terms = job.privacy.terms(job.rounds, size, draw)
         threshold = job.threshold or _threshold(job, cohort)
@@ -265,6 +265,16 @@ def check_private_job(job: JobSpec, size: int) -> None:
         ring_bits = choose_codec(job.codec, cohort).ring_bits
         if terms.mechanism.is_in_ring:
             terms.check_room(private_coordinates(terms, size), cohort, survivors, ring_bits)
+
+
+def _drawn_from(job: JobSpec, cohort: int) -> int:
+    """How many sites are connected when a cohort has this size; where it is drawn by coins, so many as fit its bounds
+    best. What is reserved later follows from those that are connected then.
+    """
+    assert job.privacy is not None
+    if not job.privacy.is_drawn:
+        return cohort
+    return max(1, round((job.cohort.min + job.cohort.max) / 2 / job.privacy.sampling_rate))
 
 
 def private_codec_of(plan: RoundPlan) -> PrivateCodec | None:

@@ -151,15 +151,16 @@ class PrivacyChoice:
         return _with_multiplier(base, multiplier, size, self.levels)
 
     def _exposure(self, cohort: "Draw") -> float:
-        if not self._is_drawn:
+        if not self.is_drawn:
             return 0.0
         return exposure(cohort.connected, self.sampling_rate, cohort.smallest, cohort.largest)
 
     def _expected(self, cohort: "Draw") -> int:
-        return max(1, round(self.sampling_rate * cohort.connected)) if self._is_drawn else 0
+        return max(1, round(self.sampling_rate * cohort.connected)) if self.is_drawn else 0
 
     @property
-    def _is_drawn(self) -> bool:
+    def is_drawn(self) -> bool:
+        """Whether each connected site is drawn into a cohort alone, by a coin."""
         return self.mechanism is Mechanism.CENTRAL and self.sampling_rate < 1
 
 

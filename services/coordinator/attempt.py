@@ -13,7 +13,7 @@ from dataclasses import replace
 import structlog
 
 from fl_core.codec.tensors import TensorManifest
-from fl_core.errors import StorageError
+from fl_core.errors import NotEnough, StorageError
 from fl_core.rounds.cohort import choose_cohort, fill_up
 from fl_core.rounds.job import JobSpec
 from fl_core.rounds.machine import (
@@ -188,10 +188,16 @@ class Attempt:
             QUARANTINES_SUSPENDED.inc(len(recalled))
             log.warning("quarantine_gave_way", sites=recalled, cohort_min=self._spec.cohort.min)
         privacy = await self._with.privacy.terms(self._spec, self.journal.key.job_id, self._manifest, len(candidates))
-        cohort = choose_cohort(candidates, self._spec.cohort, os.urandom, drawing_rate(privacy))
+        cohort = self._choose(candidates, drawing_rate(privacy))
         parts = partition(cohort, self._spec.cohort.split, os.urandom)
         rosters = [tuple(RosterEntry(name, connected[name]) for name in part) for part in parts]
         return await self._place(rosters, privacy)
+
+    def _choose(self, candidates: Sequence[ClientId], rate: float | None) -> tuple[ClientId, ...]:
+        try:
+            return choose_cohort(candidates, self._spec.cohort, os.urandom, rate)
+        except NotEnough as error:
+            raise AttemptFailed(AbandonReason.TOO_FEW_SITES, str(error)) from error
 
     async def _place(
         self, rosters: Sequence[tuple[RosterEntry, ...]], privacy: PrivacyTerms | None

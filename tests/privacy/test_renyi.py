@@ -115,6 +115,8 @@ def test_a_chance_that_the_sampling_hid_nobody_costs() -> None:
     assert np.all(hidden.curve() <= doubtful.curve())
     assert np.all(doubtful.curve() <= open_to_all.curve() + 1e-12)
     assert epsilon_of(hidden.curve(), 1e-5) < epsilon_of(doubtful.curve(), 1e-5)
+    certain = PrivacyEvent(Noise.GAUSSIAN, 1.0, 4.0, sampling_rate=0.1, exposed=1.0)
+    np.testing.assert_array_equal(certain.curve(), open_to_all.curve())
 
 
 def test_amplification_is_not_epsilon_over_the_root_of_the_rate() -> None:

@@ -91,6 +91,20 @@ def test_the_draw_is_poisson_with_the_chance_of_the_job() -> None:
         choose_cohort(names, CohortBounds(49, 50), os.urandom, 0.1)
 
 
+def test_a_draw_of_too_few_is_given_up_and_everybody_is_drawn_again() -> None:
+    # Three draws of six sites: three of them, nobody, and four.
+    coins = iter("101010111111110000")
+    names = [ClientId(name) for name in "abcdef"]
+    bounds = CohortBounds(4, 6)
+    assert choose_cohort(names, bounds, lambda count: bytes([255 * int(next(coins))]) * count, 0.5) == (
+        "c",
+        "d",
+        "e",
+        "f",
+    )
+    assert next(coins, None) is None
+
+
 def test_the_exposure_is_the_chance_that_one_site_decides() -> None:
     # Every subset of six others, one by one: a cohort of 3 to 5, drawn with a chance of 0.4.
     decides = taken = 0.0
