@@ -57,7 +57,7 @@ class NoiseDraw:
     key: bytes = field(repr=False)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=32)
 def noise_table(noise: Noise, variance: float) -> NoiseTable:
     """Make the table of a distribution: 0.1 s for a standard deviation of some thousands.
 

@@ -7,6 +7,7 @@ but that a site took part, which every party of the session knows; noise is adde
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from math import exp
 
 import numpy as np
@@ -151,9 +152,7 @@ class PrivateCodec:
     @property
     def parts(self) -> tuple[NoiseTable, ...]:
         """The tables of all parts of a site's distributed noise: one for each tier, and none without such noise."""
-        tiers = self.terms.noise_tiers(self.cohort, self.min_survivors)
-        variances = self.terms.part_variances(self.coordinates, tiers)
-        return tuple(noise_table(Noise.SKELLAM, variance) for variance in variances)
+        return _part_tables(self.terms, self.coordinates, self.cohort, self.min_survivors)
 
     def open_sum(self, header: RingVector, survivors: int) -> "PrivateSum":
         """Begin to decode a noised sum.
@@ -258,6 +257,12 @@ class PrivateSum:
         balance = total / terms.quantile_level(self.codec.coordinates)
         below = min(1.0, max(0.0, (1 + balance / self.divisor) / 2))
         return float(min(1e30, max(1e-30, terms.clip * exp(-QUANTILE_STEP * (below - terms.quantile)))))
+
+
+@lru_cache(maxsize=8)
+def _part_tables(terms: PrivacyTerms, coordinates: int, cohort: int, min_survivors: int) -> tuple[NoiseTable, ...]:
+    variances = terms.part_variances(coordinates, terms.noise_tiers(cohort, min_survivors))
+    return tuple(noise_table(Noise.SKELLAM, variance) for variance in variances)
 
 
 def _round_once(update: FloatVector, factor: float, coin_key: bytes, out: RingVector) -> int:
