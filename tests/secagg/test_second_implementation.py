@@ -140,3 +140,22 @@ def test_a_peer_opens_and_signs_what_the_description_says() -> None:
     verify_signature(
         everybody[us].certificate_der, joined("tacit/survivors/v1", binding, directory, *sets, root), signature
     )
+
+
+def test_the_noise_of_a_site_has_the_seeds_and_keys_that_the_description_says() -> None:
+    cohort = stages.make_cohort(5, min_survivors=4, noise_tiers=(5, 4))
+    binding, us = cohort.context.binding, 2
+    advertised = stages.advertise(cohort)
+    seeds = [advertised.sites[us].secrets.noise_seed]
+    for part in range(2):
+        seeds.append(hashed("tacit/noise-seed/v1", binding, us, part, seeds[part]))
+    own = advertised.directory.advertisements[us]
+    assert own.noise_commitment == hashed("tacit/noise-commitment/v1", binding, us, seeds[2])
+    keys = (own.cipher_public_key, own.mask_public_key, own.self_seed_commitment, own.noise_commitment)
+    verify_signature(own.certificate_der, joined("tacit/advertisement/v1", binding, us, *keys), own.signature)
+
+    uploaded = stages.upload(stages.share(advertised))
+    expected = [hashed("tacit/noise-key/v1", binding, us, part, seeds[part])[:16] for part in range(2)]
+    assert list(uploaded.sites[us].noise_keys) == expected
+    signed = stages.sign(uploaded)
+    assert signed.sites[us].step(signed.proof)[1].excess_seed == seeds[1]
