@@ -8,8 +8,8 @@ Source: Bonawitz et al. 2017, figure 4, server side.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from fl_core.crypto.shamir import parse_shares
-from fl_core.errors import RemoteProtocolError, SessionFrozen
+from fl_core.crypto.shamir import Words, parse_shares
+from fl_core.errors import LocalProtocolError, RemoteProtocolError, SessionFrozen
 from fl_core.secagg.blame import Blame
 from fl_core.secagg.commitments import CommitmentBook, ShareKind
 from fl_core.secagg.context import RosterVerifier, SessionContext
@@ -26,7 +26,7 @@ from fl_core.secagg.messages import (
 )
 from fl_core.secagg.noise_seeds import check_seed_length, excess_parts, noise_commitment, part_keys
 from fl_core.secagg.phase import Turn
-from fl_core.secagg.rebuilding import ShareRows, rebuild_secrets
+from fl_core.secagg.rebuilding import RebuildJob, Rebuilt, ShareRows, join_rebuilt, rebuild_jobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +182,18 @@ class CollectingSignatures:
 class CollectingReveals:
     """Round 4: collects the shares of U4. A wrong share is dropped and its holder blamed; the right ones count."""
 
-    __slots__ = ("_asked", "_closed", "_excess", "_facts", "_messages", "_rows", "_signers", "_turn", "_wrong")
+    __slots__ = (
+        "_asked",
+        "_closed",
+        "_excess",
+        "_facts",
+        "_messages",
+        "_orders",
+        "_rows",
+        "_signers",
+        "_turn",
+        "_wrong",
+    )
 
     def __init__(self, facts: Unmasking, signers: tuple[int, ...]) -> None:
         self._facts = facts
@@ -190,6 +201,7 @@ class CollectingReveals:
         self._asked = frozenset(signers)
         self._messages: dict[int, RevealedShares] = {}
         self._rows: dict[int, ShareRows] = {}
+        self._orders: dict[tuple[int, ...], dict[int, int]] = {}
         self._excess: dict[int, bytes] = {}
         self._wrong: set[int] = set()
         self._closed = False
@@ -243,13 +255,32 @@ class CollectingReveals:
             raise RemoteProtocolError(f"site {index} revealed different shares before", expected="the same, or none")
         excess = excess_parts(self._facts.directory.context, len(self._facts.survivors))
         check_seed_length(index, revealed.excess_seed, wanted=bool(excess))
-        rows = self._right(index, self._parsed(revealed), revealed)
-        self._messages[index], self._rows[index] = revealed, rows
+        order, rows = self._parsed(revealed)
+        wrong = self._wrong_of(revealed)
+        if wrong:
+            self._wrong.add(index)
+        self._rows[index] = ShareRows(self._places(order), rows, wrong.union(revealed.complaints))
+        self._messages[index] = revealed
         if excess:
             self._take_seed(index, revealed.excess_seed, excess.start)
 
-    def close(self) -> "RebuiltSeeds":
-        """Freeze U5 and rebuild the seed of every survivor and the mask key of every dropped site.
+    def rebuild_jobs(self, parts: int = 1) -> list[RebuildJob]:
+        """Cut the rebuilding of all secrets into at most `parts` jobs over different owners, for as many threads.
+
+        Raises:
+            NotEnough: fewer sites than the threshold revealed; more may still come.
+        """
+        facts = self._facts
+        check_enough(len(self._rows), facts.directory.context.threshold, "sites revealed shares")
+        # What still comes while the jobs run is not for them.
+        rows = dict(self._rows)
+        return rebuild_jobs(facts.directory, facts.survivors, facts.dropped, rows, self._wrong, parts)
+
+    def close(self, rebuilt: Sequence[Rebuilt] | None = None) -> "RebuiltSeeds":
+        """Freeze U5, with the seed of every survivor and the mask key of every dropped site.
+
+        Args:
+            rebuilt: what all of `rebuild_jobs` gave, when the caller already ran them in threads.
 
         Raises:
             NotEnough: fewer sites than the threshold revealed; more may still come.
@@ -257,11 +288,11 @@ class CollectingReveals:
             LocalProtocolError: it is closed already.
         """
         with self._turn:
+            parts = [job.rebuild() for job in self.rebuild_jobs()] if rebuilt is None else rebuilt
+            self_seeds, mask_keys = join_rebuilt(parts)
             facts = self._facts
-            check_enough(len(self._rows), facts.directory.context.threshold, "sites revealed shares")
-            self_seeds, mask_keys = rebuild_secrets(
-                facts.directory, facts.survivors, facts.dropped, self._rows, self._wrong
-            )
+            if self_seeds.keys() != facts.survived or tuple(mask_keys) != facts.dropped:
+                raise LocalProtocolError("not every secret was rebuilt", expected="the results of all jobs")
             self._closed = True
             return RebuiltSeeds(facts, tuple(sorted(self._rows)), self_seeds, mask_keys, dict(self._excess))
 
@@ -273,7 +304,7 @@ class CollectingReveals:
         else:
             self._wrong.add(index)
 
-    def _parsed(self, revealed: RevealedShares) -> ShareRows:
+    def _parsed(self, revealed: RevealedShares) -> tuple[tuple[int, ...], Words]:
         facts, index = self._facts, revealed.index
         seeds, keys, complaints = revealed.self_seed_shares, revealed.mask_key_shares, revealed.complaints
         survivors, dropped = facts.survivors_near(index), facts.dropped_near(index)
@@ -282,22 +313,27 @@ class CollectingReveals:
         check_equal(_owners(seeds), _without(survivors, missing), f"the seed shares of site {index}")
         check_equal(_owners(keys), _without(dropped, missing), f"the key shares of site {index}")
         rows = parse_shares([revealed_share.share for revealed_share in (*seeds, *keys)])
-        return dict(zip([*_owners(seeds), *_owners(keys)], rows, strict=True))
+        return (*_owners(seeds), *_owners(keys)), rows
 
-    def _right(self, index: int, rows: ShareRows, revealed: RevealedShares) -> ShareRows:
+    def _places(self, order: tuple[int, ...]) -> dict[int, int]:
+        # In a complete graph all holders have the same owners, and share one table of them.
+        places = self._orders.get(order)
+        if places is None:
+            places = self._orders[order] = {owner: place for place, owner in enumerate(order)}
+        return places
+
+    def _wrong_of(self, revealed: RevealedShares) -> frozenset[int]:
+        """Owners of which this site revealed something else than what they committed to."""
         book = self._facts.commitments
-        wrong = {
+        return frozenset(
             sent.owner
             for kind, shares in (
                 (ShareKind.SELF_SEED, revealed.self_seed_shares),
                 (ShareKind.MASK_KEY, revealed.mask_key_shares),
             )
             for sent in shares
-            if not book.is_right(kind, sent.owner, index, sent.share)
-        }
-        if wrong:
-            self._wrong.add(index)
-        return {owner: row for owner, row in rows.items() if owner not in wrong} if wrong else rows
+            if not book.is_right(kind, sent.owner, revealed.index, sent.share)
+        )
 
 
 @dataclass(frozen=True, slots=True)

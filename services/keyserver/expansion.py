@@ -1,4 +1,4 @@
-"""Makes the combined mask of a session on several threads."""
+"""Unmasking on several threads: secrets are rebuilt, keys agreed and masks expanded as independent jobs."""
 
 import asyncio
 import os
@@ -10,8 +10,24 @@ from fl_core.rounds.plan import RoundPlan
 from fl_core.rounds.planner import private_codec_of
 from fl_core.rounds.privacy_terms import Mechanism
 from fl_core.secagg.masks import MaskTerm
-from fl_core.secagg.unmasking import RebuiltSeeds
+from fl_core.secagg.unmasking import CollectingReveals, RebuiltSeeds
 from services.runtime.offload import offload
+
+
+async def rebuild_seeds(revealing: CollectingReveals, threads: int) -> RebuiltSeeds:
+    """The seed of every survivor and the mask key of every dropped site, from the shares that were revealed.
+
+    Args:
+        revealing: the phase that collected them; it is closed.
+        threads: parts into which the work is cut.
+
+    Raises:
+        NotEnough: an owner has fewer right shares than the threshold.
+        FalseDealing: the right shares of an owner do not rebuild what it advertised.
+    """
+    jobs = await offload(revealing.rebuild_jobs, threads)
+    rebuilt = await asyncio.gather(*(offload(job.rebuild) for job in jobs))
+    return revealing.close(rebuilt)
 
 
 async def expand_mask(plan: RoundPlan, seeds: RebuiltSeeds, threads: int) -> RingVector:

@@ -45,7 +45,7 @@ from fl_core.secagg.unmasking import CollectingReveals, CollectingSignatures, Re
 from fl_core.wire.convert import directory_to_proto, relayed_shares_to_proto
 from fl_core.wire.v1 import keyserver_pb2
 from services.keyserver.excess import remove_excess
-from services.keyserver.expansion import add_own_noise, expand_mask
+from services.keyserver.expansion import add_own_noise, expand_mask, rebuild_seeds
 from services.keyserver.facts import Closed, Dropped, ExchangeFact, Failed, Frozen, Phase, Traffic, Unmasked
 from services.keyserver.gathering import Gathering
 from services.runtime.events import EventLog, Notice
@@ -454,14 +454,14 @@ class ExchangeSession:
             self._judge_complaints(revealing.blame)
             outcome.revealed = tuple(sorted(self._gathering.answered))
         self._phase = Phase.EXPANDING
-        seeds = await self._rebuild(revealing)
+        seeds = await self._rebuild(revealing, threads)
         mask = await self._expand(seeds, threads)
         self._check_alive()
         await self._deliver(deliver, signing.survivors, mask)
 
-    async def _rebuild(self, revealing: CollectingReveals) -> RebuiltSeeds:
+    async def _rebuild(self, revealing: CollectingReveals, threads: int) -> RebuiltSeeds:
         try:
-            return await offload(revealing.close)
+            return await rebuild_seeds(revealing, threads)
         except NotEnough as error:
             raise _Failure(AbandonReason.TOO_FEW_REVEALS, error) from error
         except FalseDealing as error:

@@ -20,7 +20,7 @@ class KeyServerSettings(ServiceSettings):
         streams_per_caller: streams that one site or service may hold open at once.
         message_timeout_seconds: how long a site may take for a message that needs no work.
         delivery_timeout_seconds: how long the aggregator is tried before a combined mask is given up.
-        mask_threads: threads that expand masks, and that decrypt sums.
+        mask_threads: threads that rebuild secrets and expand masks, and that decrypt sums.
         paillier_key: sealed key of encrypted jobs, made by `tacit keys make`; none when empty.
         paillier_unlock_file: key file that opens it; without one the passphrase does.
         paillier_dealing: who holds the shares of a shared key, made by `tacit keys deal`; none when empty.

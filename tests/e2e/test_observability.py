@@ -38,7 +38,7 @@ SOURCES = {
     "agree_many": "agreements",
     "agree_each": "agreements",
     "derive_key": "derived keys",
-    "rebuild_secrets": "rebuilt",
+    "join_rebuilt": "rebuilt",
 }
 """What gives secrets, wherever a module of secure aggregation uses it, and what they are."""
 

@@ -22,6 +22,7 @@ from fl_core.errors import (
 from fl_core.secagg.blame import FalseDealing
 from fl_core.secagg.commitments import CommitmentBook
 from fl_core.secagg.messages import RevealedShare, RevealedShares, SurvivorSet, SurvivorSignature
+from fl_core.secagg.rebuilding import RebuildJob
 from fl_core.secagg.unmasking import RebuiltSeeds
 from fl_core.simulation import stages
 
@@ -221,6 +222,64 @@ def test_without_commitments_a_false_share_would_name_its_owner(kind: str, monke
         stage.server.receive(sent)
     with pytest.raises(FalseDealing, match=f"site {0 if kind == 'self_seed_shares' else 5} do not rebuild its"):
         stage.server.close()
+
+
+def revealing(sparse: bool, liar: int | None) -> stages.Signed:
+    """A session that waits to be closed; `liar` revealed a false share of each kind that it has."""
+    if sparse:
+        cohort = stages.make_cohort(16, threshold=4, min_survivors=11, sparse=stages.Sparse(6, (3,)))
+        stage = stages.sign(stages.upload(stages.share(stages.advertise(cohort)), range(14)))
+    else:
+        stage = stages.sign(stages.upload(stages.share(stages.advertise(stages.make_cohort(9, threshold=6))), range(7)))
+    for index in stage.sites:
+        sent = stage.sites[index].step(stage.proof)[1]
+        if index == liar:
+            kinds = {kind: getattr(sent, kind) for kind in ("self_seed_shares", "mask_key_shares")}
+            sent = replace(sent, **{kind: bend_first(own, share=bytes(40)) for kind, own in kinds.items() if own})
+        stage.server.receive(sent)
+    return stage
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("liar", [None, 2])
+@pytest.mark.parametrize("parts", [1, 2, 5, 100])
+def test_secrets_rebuilt_by_jobs_in_threads_are_those_of_one_call(sparse: bool, liar: int | None, parts: int) -> None:
+    alone, together = revealing(sparse, liar).server, revealing(sparse, liar).server
+    jobs = together.rebuild_jobs(parts)
+    with ThreadPoolExecutor(3) as pool:
+        seeds = together.close(list(pool.map(RebuildJob.rebuild, jobs)))
+    expected = alone.close()
+    assert 1 <= len(jobs) <= parts
+    assert (seeds.self_seeds, seeds.mask_keys) == (expected.self_seeds, expected.mask_keys)
+    assert (seeds.survivors, seeds.revealed) == (expected.survivors, expected.revealed)
+    assert together.blame == alone.blame
+    assert together.blame.holders == (frozenset() if liar is None else {liar})
+
+
+def test_every_job_has_to_be_done_before_the_phase_closes_once() -> None:
+    server = revealing(sparse=False, liar=None).server
+    first, *others = [job.rebuild() for job in server.rebuild_jobs(3)]
+    with pytest.raises(LocalProtocolError, match="not every secret"):
+        server.close(others)
+    server.close([first, *others])
+    with pytest.raises(LocalProtocolError):
+        server.close([first, *others])
+
+
+def test_jobs_name_every_false_dealer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CommitmentBook, "is_right", lambda *_: True)
+    stage = stages.sign(uploaded())
+    for index in stage.sites:
+        sent = stage.sites[index].step(stage.proof)[1]
+        if index == 3:
+            kinds = {kind: getattr(sent, kind) for kind in ("self_seed_shares", "mask_key_shares")}
+            bends = {kind: bend_first(own, share=eight_more(own[0].share, 3)) for kind, own in kinds.items()}
+            sent = replace(sent, **bends)
+        stage.server.receive(sent)
+    for parts in (1, 2, 7):
+        with pytest.raises(FalseDealing) as caught:
+            stage.server.close([job.rebuild() for job in stage.server.rebuild_jobs(parts)])
+        assert caught.value.dealers == (0, 5)
 
 
 def test_jobs_in_threads_give_the_same_mask_as_one_call() -> None:
