@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import structlog
 
-from client_sdk.audit import record_plain_update
+from client_sdk.audit import record_excess_noise, record_plain_update
 from client_sdk.connections import Connections, Services
 from client_sdk.download import ModelDownload, ModelReference
 from client_sdk.exchange import KeyExchange
@@ -214,6 +214,8 @@ async def _reveal(
     seconds = schedule.uploading.max_seconds + schedule.signing.max_seconds + schedule.revealing.max_seconds + SLACK_S
     with too_late_means(DropoutReason.UNMASK_TIMEOUT):
         await retry(lambda: unmasking.run(services.keyserver, seconds), deadline_s=seconds)
+    if site.record_plain_updates is not None:
+        await asyncio.to_thread(record_excess_noise, site.record_plain_updates, plan, index, unmasking.excess_keys)
 
 
 async def _together(first: Coroutine[Any, Any, First], second: Coroutine[Any, Any, Second]) -> tuple[First, Second]:

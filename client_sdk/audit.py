@@ -1,12 +1,18 @@
 """Updates before they are masked, left on this site's own disk for the audit that a sum is exact."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from fl_core.crypto.mask_prg import lane_dtype
 from fl_core.errors import StorageError
 from fl_core.rounds.plan import RoundPlan
+from fl_core.rounds.planner import private_codec_of
 from fl_core.secagg.messages import RingVector
+
+EXCESS_SUFFIX = ".excess"
+"""Of the file beside the record of an update that has the noise which was taken away from it again."""
 
 
 def record_plain_update(folder: Path, plan: RoundPlan, index: int, vector: RingVector) -> Path:
@@ -21,7 +27,31 @@ def record_plain_update(folder: Path, plan: RoundPlan, index: int, vector: RingV
     Raises:
         StorageError: the folder cannot be written.
     """
-    path = folder / f"{plan.session_id.hex()}-{index}.npz"
+    return _record(folder, plan, index, vector, ".npz")
+
+
+def record_excess_noise(folder: Path, plan: RoundPlan, index: int, keys: Sequence[bytes]) -> None:
+    """Write the noise of one upload that the key server was given the seed of, to take it away, beside the upload.
+
+    Args:
+        folder: of `record_plain_update`.
+        plan: of an attempt with distributed noise.
+        index: this site's place in the roster.
+        keys: of the parts of the noise; nothing is written when there are none.
+
+    Raises:
+        StorageError: the folder cannot be written.
+    """
+    codec = private_codec_of(plan)
+    if codec is None or not keys:
+        return
+    vector: RingVector = np.zeros(plan.length, lane_dtype(plan.codec.ring_bits))
+    codec.add_parts(vector[codec.header_length :], [keys], 0)
+    _record(folder, plan, index, vector, EXCESS_SUFFIX)
+
+
+def _record(folder: Path, plan: RoundPlan, index: int, vector: RingVector, suffix: str) -> Path:
+    path = folder / f"{plan.session_id.hex()}-{index}{suffix}"
     partial = path.with_suffix(".partial")
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -15,6 +15,7 @@ from fl_core.rounds.plan import RoundPlan
 from fl_core.secagg.client import AwaitingProof, AwaitingSurvivors
 from fl_core.secagg.inclusion import check_included
 from fl_core.secagg.messages import ConsistencyProof, RevealedShares, SurvivorSet, SurvivorSignature
+from fl_core.secagg.noise_seeds import excess_parts, part_keys
 from fl_core.transport.errors import rpc_errors
 from fl_core.wire.convert import (
     inclusion_path_from_proto,
@@ -66,6 +67,14 @@ class Unmasking:
         self._survivors: SurvivorSet | None = None
         self._signed: tuple[AwaitingProof, SurvivorSignature] | None = None
         self._revealed: RevealedShares | None = None
+
+    @property
+    def excess_keys(self) -> tuple[bytes, ...]:
+        """The keys of the noise whose seed was revealed, so that it is taken away; empty where none was."""
+        if self._revealed is None or self._survivors is None or not self._revealed.excess_seed:
+            return ()
+        known = excess_parts(self._context, len(self._survivors.survivors)).start
+        return part_keys(self._context, self._index, self._revealed.excess_seed, known)
 
     async def run(self, keyserver: "KeyServerServiceAsyncStub", timeout_s: float) -> None:
         """Sign and reveal over one stream. After a `retryable` error it may be called again.

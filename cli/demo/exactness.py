@@ -1,7 +1,8 @@
 """The check that an aggregate is exactly the plain sum of its survivors' quantised updates.
 
 The sites of the demo leave each update in a file before they mask it. Here they are added in the ring, packed, and
-hashed: the digest must be the one that the coordinator reports for the sum that came out of the masks.
+hashed: the digest must be the one that the coordinator reports for the sum that came out of the masks. Noise of a site
+that was taken away again is in a file beside its update.
 """
 
 import hashlib
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from cli.cluster import PLAIN_UPDATES
+from client_sdk.audit import EXCESS_SUFFIX
 from fl_core.codec.packing import pack
 from fl_core.crypto.mask_prg import RingVector, lane_dtype
 from fl_core.errors import StorageError
@@ -45,8 +47,17 @@ def _recorded(folder: Path, report: RoundReport) -> tuple[RingVector, int]:
     for path in sorted(folder.glob("*.npz")):
         with np.load(path, allow_pickle=False) as record:
             if (int(record["round_id"]), int(record["attempt"])) == (report.round_id, report.attempt):
-                vector: RingVector = record["vector"]
-                return vector, int(record["ring_bits"])
+                return _less_excess(path, record["vector"]), int(record["ring_bits"])
     raise StorageError(
         f"a survivor recorded no update of round {report.round_id}, attempt {report.attempt}", got=str(folder)
     )
+
+
+def _less_excess(path: Path, vector: RingVector) -> RingVector:
+    beside = path.with_suffix(EXCESS_SUFFIX)
+    if not beside.exists():
+        return vector
+    with np.load(beside, allow_pickle=False) as record:
+        # The lane wraps around, and whoever adds reduces to the ring.
+        less: RingVector = vector - record["vector"]
+        return less

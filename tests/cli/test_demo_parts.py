@@ -147,6 +147,15 @@ def test_one_changed_coordinate_is_not_exact(tmp_path: Path) -> None:
     assert not is_exact(committed_round(1, ("a", "b"), digest), tmp_path)
 
 
+def test_noise_that_was_taken_away_is_left_out_of_the_plain_sum(tmp_path: Path) -> None:
+    record(tmp_path, "a", [1, 2, (1 << 20) - 1])
+    record(tmp_path, "b", [10, 20, 2])
+    with (tmp_path / "b" / "plain-updates" / "1.excess").open("wb") as file:
+        np.savez(file, vector=np.array([0, 21, 3], np.uint32))
+    digest = bytes.fromhex(plain_sum_sha256([np.array([11, 1, (1 << 20) - 2], np.uint32)], 20))
+    assert is_exact(committed_round(1, ("a", "b"), digest), tmp_path)
+
+
 def test_the_digest_is_that_of_the_packed_sum() -> None:
     import hashlib
 

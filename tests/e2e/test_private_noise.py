@@ -53,6 +53,8 @@ async def test_a_sum_in_which_everybody_survived_has_the_noise_that_everybody_ne
     seen = await _noise_over_target(whole, plan, report, job_id)
     assert seen == pytest.approx(5 / (5 - colluders), rel=0.15)
     assert seen < 0.9 * 5 / (4 - colluders)
+    # Bit for bit it is the sum of what the sites sent, less the noise that each of them gave back.
+    whole.check_exact(report)
 
 
 async def test_a_site_that_reveals_another_seed_is_named_and_leaves_more_noise_never_less(

@@ -19,6 +19,7 @@ import numpy as np
 
 from cli.demo.exactness import plain_sum_sha256
 from client_sdk import Array, EvaluationResult, SiteConfig, SiteObserver, Trainer, TrainingContext, TrainResult
+from client_sdk.audit import EXCESS_SUFFIX
 from client_sdk.connections import Services
 from client_sdk.journal import SiteJournal
 from client_sdk.participation import Participation
@@ -384,8 +385,17 @@ class WholeFederation:
         for path in self._plain.glob("*.npz"):
             with np.load(path) as record:
                 if (int(record["round_id"]), int(record["attempt"]), int(record["index"])) == wanted:
-                    return record["vector"]
+                    return record["vector"] - _excess_beside(path)
         raise AssertionError(f"{client_id} is among the survivors and recorded nothing")
+
+
+def _excess_beside(path: Path) -> Any:
+    """The noise that this site gave back, where it did."""
+    beside = path.with_suffix(EXCESS_SUFFIX)
+    if not beside.exists():
+        return 0
+    with np.load(beside) as record:
+        return record["vector"]
 
 
 def _tamper_with(participation: Participation, tamper: Tamper) -> None:
