@@ -18,7 +18,7 @@ from fl_core.secagg.messages import RingVector
 from fl_core.transport.errors import from_rpc_error, printable
 from fl_core.transport.peer import call_unary
 from fl_core.transport.retry import Backoff
-from fl_core.wire.chunks import chunk_count, chunks_of
+from fl_core.wire.chunks import chunk_count, chunks_of, upload_chunk_bytes
 from fl_core.wire.v1 import aggregator_pb2, round_pb2, tensors_pb2
 
 if TYPE_CHECKING:
@@ -30,8 +30,6 @@ QUESTION_TIMEOUT_S = 10.0
 
 RESUMED_CHUNK_BYTES = 1 << 15
 """Chunks of a stream that follows one that broke, in bytes; half of that after each stream that brought nothing."""
-
-SMALLEST_CHUNK_BYTES = 1 << 12
 
 OnChunk = Callable[[int, int], None]
 """Told the index of a chunk that was sent, and how many there are."""
@@ -148,8 +146,8 @@ class Sending:
 
     def _cut_smaller(self) -> None:
         """Smaller chunks after a stream of which none arrived: one that never gets through would be sent for ever."""
-        smaller = max(min(self._chunk_bytes // 2, RESUMED_CHUNK_BYTES), SMALLEST_CHUNK_BYTES)
-        self._chunk_bytes = min(self._chunk_bytes, smaller)
+        smallest, _ = upload_chunk_bytes(self._upload.plan.chunk_bytes)
+        self._chunk_bytes = max(min(self._chunk_bytes // 2, RESUMED_CHUNK_BYTES), smallest)
 
     async def _stream(self, first_byte: int) -> aggregator_pb2.UpdateParametersResponse:
         upload = self._upload

@@ -19,8 +19,16 @@ from fl_core.wire.v1 import tensors_pb2
 Buffer = bytes | bytearray | memoryview | npt.NDArray[np.uint8]
 
 DEFAULT_CHUNK_BYTES = 1 << 18
+SMALLEST_CHUNK_BYTES = 1 << 12
+"""A site shrinks its chunks to this on a bad link, and an aggregator takes none below: each costs it a call."""
+
 DIGEST_BYTES = 32
 MAX_CHUNKS = (1 << 32) - 1
+
+
+def upload_chunk_bytes(chunk_bytes: int) -> tuple[int, int]:
+    """Smallest and largest chunk of an upload, but for the last one of a stream, by the chunk_bytes of its plan."""
+    return min(chunk_bytes, SMALLEST_CHUNK_BYTES), chunk_bytes
 
 
 def chunk_count(total_bytes: int, chunk_bytes: int) -> int:
@@ -148,7 +156,7 @@ class ChunkReader:
         max_bytes: the largest stream that is taken.
         expected_bytes: the only total that is right, where it is known beforehand.
         expected_chunk_bytes: the only chunk_bytes that is right, where it is known beforehand.
-        largest_chunk_bytes: the largest chunk_bytes that is right, where smaller ones are too.
+        chunk_bytes: smallest and largest chunk_bytes that are right, where several are.
 
     Raises:
         StreamError: the header announces something else than may come.
@@ -161,9 +169,10 @@ class ChunkReader:
         max_bytes: int,
         expected_bytes: int | None = None,
         expected_chunk_bytes: int | None = None,
-        largest_chunk_bytes: int = MAX_CHUNK_BYTES,
+        chunk_bytes: tuple[int, int] = (1, MAX_CHUNK_BYTES),
     ) -> None:
-        _check_header(header, max_bytes, expected_bytes, expected_chunk_bytes, largest_chunk_bytes)
+        _check_header(header, max_bytes, expected_bytes, expected_chunk_bytes, chunk_bytes)
+        self._right_chunk_bytes = chunk_bytes
         self._total_bytes = header.total_bytes
         self._chunk_bytes = header.chunk_bytes
         self._count = _count_within_bound(header.total_bytes, header.chunk_bytes)
@@ -184,7 +193,7 @@ class ChunkReader:
         Raises:
             StreamError: it is a stream of other bytes, or begins beyond what came so far. Nothing changes.
         """
-        _check_header(header, self._total_bytes, self._total_bytes, None)
+        _check_header(header, self._total_bytes, self._total_bytes, None, self._right_chunk_bytes)
         if not 0 <= first_byte <= self._received_bytes:
             raise StreamError(
                 "a stream cannot go on there",
@@ -430,7 +439,7 @@ def _check_header(
     max_bytes: int,
     expected_bytes: int | None,
     expected_chunk_bytes: int | None,
-    largest_chunk_bytes: int = MAX_CHUNK_BYTES,
+    right_chunk_bytes: tuple[int, int],
 ) -> None:
     if header.total_bytes > max_bytes:
         raise StreamError(
@@ -446,8 +455,9 @@ def _check_header(
             got=f"{header.total_bytes} bytes",
             fix="compare the shapes of the model and the codec at both ends",
         )
-    if not 0 < header.chunk_bytes <= largest_chunk_bytes:
-        raise StreamError("chunk_bytes is out of range", expected=f"1 to {largest_chunk_bytes}", got=header.chunk_bytes)
+    smallest, largest = right_chunk_bytes
+    if not smallest <= header.chunk_bytes <= largest:
+        raise StreamError("chunk_bytes is out of range", expected=f"{smallest} to {largest}", got=header.chunk_bytes)
     if expected_chunk_bytes is not None and header.chunk_bytes != expected_chunk_bytes:
         raise StreamError(
             "the chunks have the wrong size",

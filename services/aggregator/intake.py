@@ -11,7 +11,7 @@ from fl_core.rounds.plan import Aggregation, RoundPlan
 from fl_core.rounds.planner import upload_bytes
 from fl_core.rounds.uploads import varies_in_size
 from fl_core.transport.identity import TrustStore
-from fl_core.wire.chunks import ChunkReader
+from fl_core.wire.chunks import ChunkReader, upload_chunk_bytes
 from fl_core.wire.v1 import aggregator_pb2, tensors_pb2
 from services.aggregator.partial import PartialUpload, PartialUploads, Truncated, UploadKey
 from services.aggregator.session import AggregationSession
@@ -315,12 +315,12 @@ def _check_model(plan: RoundPlan, header: aggregator_pb2.UpdateHeader) -> None:
 
 def _open_upload(plan: RoundPlan, header: tensors_pb2.StreamHeader) -> ChunkReader:
     total_bytes = upload_bytes(plan)
-    # A site on a bad link sends smaller chunks than the plan says.
+    # A site on a bad link sends smaller chunks than the plan says, but none so small that a call of ours costs more.
     return ChunkReader(
         header,
         max_bytes=total_bytes,
         expected_bytes=None if varies_in_size(plan) else total_bytes,
-        largest_chunk_bytes=plan.chunk_bytes,
+        chunk_bytes=upload_chunk_bytes(plan.chunk_bytes),
     )
 
 

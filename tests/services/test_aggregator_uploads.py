@@ -141,7 +141,8 @@ async def test_an_upload_that_is_in_flight_at_the_freezing_is_refused(cluster: C
     [
         ({"total_bytes": 1006}, StreamError, "too large: expected up to 1005 bytes, got 1006"),
         ({"total_bytes": 1 << 40}, StreamError, "too large"),
-        ({"chunk_bytes": 512}, StreamError, "chunk_bytes is out of range: expected 1 to 256, got 512"),
+        ({"chunk_bytes": 512}, StreamError, "chunk_bytes is out of range: expected 256 to 256, got 512"),
+        ({"chunk_bytes": 128}, StreamError, "chunk_bytes is out of range: expected 256 to 256, got 128"),
         ({"model_version": 6}, StaleMessage, "another version of the model: expected 7, got 6"),
         ({"trailer": tensors_pb2.StreamTrailer(chunk_count=4, sha256=bytes(32))}, StreamError, "digest"),
         ({"trailer": tensors_pb2.StreamTrailer(chunk_count=3, sha256=bytes(32))}, StreamError, "counts other chunks"),

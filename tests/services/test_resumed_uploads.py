@@ -18,6 +18,7 @@ from fl_core.rounds.uploads import upload_payload
 from fl_core.transport.errors import rpc_errors
 from fl_core.wire.chunks import ChunkReader
 from fl_core.wire.v1 import aggregator_pb2, tensors_pb2
+from services.aggregator import intake
 from services.aggregator.partial import PartialUploads, Truncated, UploadKey
 from services.runtime.staging import StagingArea
 
@@ -66,7 +67,7 @@ def requests_from(site: FakeSite, payload: bytes, first_byte: int, chunk_bytes: 
     yield aggregator_pb2.UpdateParametersRequest(trailer=trailer)
 
 
-async def go_on(site: FakeSite, first_byte: int, *, payload: bytes | None = None, chunk_bytes: int = 1000) -> bytes:
+async def go_on(site: FakeSite, first_byte: int, *, payload: bytes | None = None, chunk_bytes: int = 4096) -> bytes:
     payload = payload_of(site) if payload is None else payload
     return await sent(site.aggregator, lambda: requests_from(site, payload, first_byte, chunk_bytes, payload))
 
@@ -103,11 +104,11 @@ async def test_an_upload_may_break_again_and_again(cluster: Cluster) -> None:
     plan, sites = await opened(cluster)
     await asyncio.gather(*(site.upload() for site in sites[1:]))
     payload, staged = payload_of(sites[0]), await break_off(sites[0])
-    while staged + 8000 < len(payload):
-        messages = list(requests_from(sites[0], payload, staged, 1000, payload))[:8]
+    while staged + 8192 < len(payload):
+        messages = list(requests_from(sites[0], payload, staged, 4096, payload))[:3]
         with pytest.raises(StreamError, match="truncated"), rpc_errors():
             await sites[0].aggregator.UpdateParameters(iter(messages), timeout=20)
-        staged += 7000
+        staged += 8192
         assert (await sites[0].upload_state()).staged_bytes == staged
     await go_on(sites[0], staged)
     await assert_sum_of(cluster, plan, [0, 1, 2, 3, 4])
@@ -255,6 +256,45 @@ async def test_chunks_shrink_until_one_gets_through(cluster: Cluster) -> None:
     await sending.run()
     assert link.streams == 5
     await assert_sum_of(cluster, plan, [0, 1, 2, 3, 4])
+
+
+@pytest.fixture
+def fed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Sizes of the chunks that the aggregator took."""
+    sizes: list[int] = []
+    feed = ChunkReader.feed
+
+    def counted(reader: ChunkReader, chunk: tensors_pb2.Chunk) -> bytes:
+        sizes.append(len(chunk.data))
+        return feed(reader, chunk)
+
+    monkeypatch.setattr(ChunkReader, "feed", counted)
+    return sizes
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+async def test_an_upload_in_crumbs_costs_the_aggregator_nothing(
+    cluster: Cluster, fed: list[int], resumed: bool
+) -> None:
+    plan, sites = await opened(cluster)
+    await asyncio.gather(*(site.upload() for site in sites[1:]))
+    first_byte = await break_off(sites[0]) if resumed else 0
+    fed.clear()
+    with pytest.raises(StreamError, match="chunk_bytes is out of range: expected 4096 to 4096, got 8"):
+        await go_on(sites[0], first_byte, chunk_bytes=8)
+    assert (await sites[0].upload_state()).state == aggregator_pb2.UPLOAD_STATE_REFUSED
+    assert fed == []
+    await assert_sum_of(cluster, plan, [1, 2, 3, 4])
+
+
+async def test_without_a_floor_an_upload_in_crumbs_would_cost_a_call_for_each(
+    cluster: Cluster, fed: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(intake, "upload_chunk_bytes", lambda largest: (1, largest))
+    _, sites = await opened(cluster)
+    payload = payload_of(sites[0])
+    await go_on(sites[0], 0, chunk_bytes=8)
+    assert len(fed) == -(-len(payload) // 8) > 500 * (len(payload) // 4096)
 
 
 def part(total: int = 100) -> ChunkReader:

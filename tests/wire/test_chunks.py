@@ -21,6 +21,7 @@ from fl_core.wire.chunks import (
     stream_parts,
     tensor_bytes,
     tensor_writer,
+    upload_chunk_bytes,
 )
 from fl_core.wire.v1.tensors_pb2 import Chunk, StreamHeader, StreamTrailer
 
@@ -137,11 +138,13 @@ def test_nothing_may_follow_a_trailer() -> None:
         (StreamHeader(total_bytes=9, chunk_bytes=0), {}, "chunk_bytes"),
         (StreamHeader(total_bytes=9, chunk_bytes=MAX_CHUNK_BYTES + 1), {}, "chunk_bytes"),
         (StreamHeader(total_bytes=9, chunk_bytes=16), {"expected_chunk_bytes": 8}, "wrong size.*8.*16"),
+        (StreamHeader(total_bytes=9, chunk_bytes=7), {"chunk_bytes": (8, 16)}, "chunk_bytes.*8 to 16.*7"),
+        (StreamHeader(total_bytes=9, chunk_bytes=17), {"chunk_bytes": (8, 16)}, "chunk_bytes.*8 to 16.*17"),
         (StreamHeader(), {}, "chunk_bytes"),
     ],
 )
 def test_a_header_that_announces_something_else_is_refused_before_any_byte(
-    header: StreamHeader, limits: dict[str, int], words: str
+    header: StreamHeader, limits: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(StreamError, match=words):
         ChunkReader(header, **{"max_bytes": 1000, **limits})
@@ -294,6 +297,16 @@ def test_a_stream_cannot_go_on_beyond_what_came(first_byte: int) -> None:
         reader.resume(header, first_byte)
     assert b"".join(reader.feed(chunk) for chunk in chunks[2:]) == DATA[64:]
     reader.finish(trailer)
+
+
+def test_a_stream_goes_on_in_chunks_of_the_sizes_that_were_right_at_its_beginning() -> None:
+    header, chunks, _ = parts_of(DATA)
+    reader = ChunkReader(header, max_bytes=100, chunk_bytes=upload_chunk_bytes(32))
+    reader.feed(chunks[0])
+    for size in (16, 64):
+        with pytest.raises(StreamError, match=f"chunk_bytes is out of range: expected 32 to 32, got {size}"):
+            reader.resume(StreamHeader(total_bytes=len(DATA), chunk_bytes=size), 32)
+    assert (upload_chunk_bytes(1 << 18), upload_chunk_bytes(512)) == ((4096, 1 << 18), (512, 512))
 
 
 def test_a_stream_of_another_length_cannot_go_on() -> None:
