@@ -41,6 +41,7 @@ from fl_core.secagg.messages import (
     RevealedShare,
     SurvivorSet,
 )
+from fl_core.secagg.noise_seeds import part_keys
 from fl_core.secagg.phase import Turn
 from fl_core.secagg.sealing import open_shares
 from fl_core.secagg.unmasking import SharesRelayed
@@ -132,6 +133,18 @@ def equivocate() -> bool:
         terms += [MaskTerm(term.key, not term.negative) for term in pairs]
     summed = MaskedInput(0, sum(stage.uploads[index].vector for index in targets))  # type: ignore[arg-type]
     return _strips(summed, terms, cohort.context, cohort.sum_of(targets))
+
+
+def take_noise_away() -> bool:
+    """A key server tells a site that all twelve survived, where ten did, and gets noise that ten need."""
+    site = 9
+    cohort = stages.make_cohort(12, threshold=7, min_survivors=8, noise_tiers=(12, 10, 8))
+    stage = stages.upload(stages.share(stages.advertise(cohort)), range(10))
+    needed = stage.sites[site].noise_keys[1]
+    honest = [stage.sites[index].step(stage.survivor_set)[1] for index in range(7)]
+    waiting, own = stage.sites[site].step(SurvivorSet(tuple(range(12))))
+    revealed = waiting.step(ConsistencyProof((*honest, own)))[1]
+    return needed in part_keys(cohort.context, site, revealed.excess_seed, 1)
 
 
 def shrink_the_cohort() -> bool:
@@ -367,6 +380,13 @@ SUITE: tuple[Attack, ...] = (
         "a threshold of signatures on the same survivors",
         Check(client.AwaitingProof, "_check", nothing),
         equivocate,
+    ),
+    Attack(
+        "removal of noise",
+        "key server",
+        "a site works out what is not needed from the survivors that a threshold signed",
+        Check(client.AwaitingProof, "_check", nothing),
+        take_noise_away,
     ),
     Attack(
         "bogus shares",

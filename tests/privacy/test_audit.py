@@ -14,9 +14,10 @@ from fl_core.privacy.sampler import add_noise, noise_table
 from fl_core.rounds.privacy_choice import Draw, PrivacyChoice
 from fl_core.rounds.privacy_terms import Mechanism
 from fl_core.rounds.private_codec import PrivateCodec
+from fl_core.secagg.noise_seeds import parts_needed
 
 RUNS = 400_000
-SURVIVORS = 7
+COHORT, FEWEST, SURVIVORS = 10, 7, 9
 DEVIATIONS = 5.0
 """Of a binomial, for the bounds: a false alarm of one of them has a chance below 1e-6."""
 
@@ -28,24 +29,30 @@ def _codec(mechanism: Mechanism) -> PrivateCodec:
     choice = PrivacyChoice(mechanism, BUDGET.epsilon, BUDGET.delta, 1.0)
     terms = choice.terms(1, 1, Draw(10, 10, 10))
     manifest = TensorManifest((TensorSpec("w", "float32", (1,)),))
-    return PrivateCodec(terms, manifest, 32, SURVIVORS, SURVIVORS)
+    return PrivateCodec(terms, manifest, 32, COHORT, FEWEST)
 
 
 def _sums(codec: PrivateCodec, takes_part: bool, noise_scale: float) -> np.ndarray:
     """Sums of many runs in which all other sites send nothing: one coordinate each."""
     total = np.zeros(RUNS, np.uint32)
-    is_distributed = codec.terms.mechanism is Mechanism.DISTRIBUTED
-    kind = Noise.SKELLAM if is_distributed else Noise.DISCRETE_GAUSSIAN
-    share = codec.terms.share_variance(codec.coordinates, SURVIVORS) * noise_scale**2
-    for _ in range(SURVIVORS if is_distributed else 1):
-        add_noise(total, noise_table(kind, share), os.urandom(16))
+    for kind, variance in _noises(codec):
+        add_noise(total, noise_table(kind, variance * noise_scale**2), os.urandom(16))
     signed = total.astype(np.int32).astype(np.int64)
     return signed + (_contributions(codec) if takes_part else 0)
 
 
+def _noises(codec: PrivateCodec) -> list[tuple[Noise, float]]:
+    """All noise of a sum: with distributed noise the parts that every survivor keeps."""
+    if codec.terms.mechanism is Mechanism.CENTRAL:
+        return [(Noise.DISCRETE_GAUSSIAN, codec.terms.variance(codec.coordinates))]
+    tiers = codec.terms.noise_tiers(COHORT, FEWEST)
+    parts = codec.terms.part_variances(codec.coordinates, tiers)
+    return [(Noise.SKELLAM, part) for part in parts[: parts_needed(tiers, SURVIVORS)]] * SURVIVORS
+
+
 def _contributions(codec: PrivateCodec) -> np.ndarray:
     """What the site adds with the largest update that it can have, as its codec rounds it; without its noise."""
-    silent = PrivateCodec(codec.terms, codec.manifest, codec.ring_bits, SURVIVORS, SURVIVORS)
+    silent = PrivateCodec(codec.terms, codec.manifest, codec.ring_bits, COHORT, FEWEST)
     if codec.terms.mechanism is Mechanism.DISTRIBUTED:
         # The worst update: the rotation leaves all of it in one coordinate.
         return np.full(RUNS, int(codec.terms.sensitivity(codec.coordinates)))
