@@ -1,7 +1,7 @@
 """The global model: downloaded into its own arrays, checked against the digest that the site was told, and kept."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -9,7 +9,9 @@ import numpy as np
 import structlog
 
 from client_sdk.trainer import Array
+from fl_core.codec.lossy_difference import MOST_STEPS, apply_difference
 from fl_core.codec.model_difference import decode_difference
+from fl_core.codec.packing import Buffer
 from fl_core.codec.tensors import TensorManifest
 from fl_core.errors import CodecError, RemoteProtocolError, StreamError
 from fl_core.transport.errors import rpc_errors
@@ -142,12 +144,31 @@ async def _read_difference(
     code = bytearray()
     stream.finish(await _feed(parts, lambda chunk: code.extend(stream.feed(chunk))))
     before = b"".join(tensor_bytes(base.tensors, base.manifest))
-    content = await asyncio.to_thread(decode_difference, code, before, wanted.manifest)
+    steps = list(header.step_bytes)
+    content = await asyncio.to_thread(_apply_steps if steps else _apply_exact, bytes(code), steps, before, wanted)
     writer = ChunkWriter(content)
     reader = TensorReader(wanted.manifest, writer.header, max_bytes=wanted.manifest.nbytes)
     for chunk in writer.chunks():
         reader.feed(chunk)
     return reader, reader.finish(writer.trailer)
+
+
+def _apply_exact(code: bytes, _steps: Sequence[int], before: bytes, wanted: ModelReference) -> Buffer:
+    return decode_difference(code, before, wanted.manifest)
+
+
+def _apply_steps(code: bytes, steps: Sequence[int], before: bytes, wanted: ModelReference) -> Buffer:
+    """One version after the other, up to the wanted one; only the last one's digest is known, and proves them all."""
+    if len(steps) > MOST_STEPS:
+        raise CodecError("a difference has too many steps", expected=f"up to {MOST_STEPS}", got=len(steps))
+    if sum(steps) != len(code):
+        raise CodecError("the steps of a difference do not fill it", expected=f"{len(code)} bytes", got=sum(steps))
+    content: Buffer = before
+    start = 0
+    for size in steps:
+        content = apply_difference(code[start : start + size], content, wanted.manifest)
+        start += size
+    return content
 
 
 def _check_header(header: coordinator_pb2.ModelHeader, wanted: ModelReference) -> None:

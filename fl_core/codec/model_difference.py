@@ -7,13 +7,11 @@ of the coordinates most of it is zeros.
 
 import numpy as np
 import numpy.typing as npt
-import zstandard
 
+from fl_core.codec.compression import compress, decompress
 from fl_core.codec.packing import Buffer
 from fl_core.codec.tensors import TensorManifest
 from fl_core.errors import CodecError
-
-ZSTD_LEVEL = 1
 
 
 def encode_difference(after: Buffer, before: Buffer, manifest: TensorManifest) -> bytes:
@@ -31,7 +29,7 @@ def encode_difference(after: Buffer, before: Buffer, manifest: TensorManifest) -
     planes = np.empty_like(changed)
     for start, stop, width in _pieces(manifest):
         planes[start:stop] = changed[start:stop].reshape(-1, width).T.reshape(-1)
-    return zstandard.ZstdCompressor(level=ZSTD_LEVEL).compress(planes.tobytes())
+    return compress(planes.tobytes())
 
 
 def decode_difference(code: Buffer, before: Buffer, manifest: TensorManifest) -> npt.NDArray[np.uint8]:
@@ -43,7 +41,7 @@ def decode_difference(code: Buffer, before: Buffer, manifest: TensorManifest) ->
     Raises:
         CodecError: the code is damaged or of a model of another form.
     """
-    changed = np.frombuffer(_decompress(bytes(code), manifest.nbytes), np.uint8)
+    changed = np.frombuffer(decompress(code, manifest.nbytes), np.uint8)
     out = np.empty_like(changed)
     for start, stop, width in _pieces(manifest):
         out[start:stop] = changed[start:stop].reshape(width, -1).T.reshape(-1)
@@ -65,19 +63,4 @@ def _bytes_of(model: Buffer, manifest: TensorManifest) -> npt.NDArray[np.uint8]:
     content = np.frombuffer(model, np.uint8)
     if len(content) != manifest.nbytes:
         raise CodecError("a model has the wrong size", expected=f"{manifest.nbytes} bytes", got=len(content))
-    return content
-
-
-def _decompress(code: bytes, expected: int) -> bytes:
-    # The frame must say the size that the manifest says, so that nothing can swell.
-    try:
-        size = zstandard.get_frame_parameters(code).content_size
-        if size != expected:
-            raise CodecError("a difference has the wrong size", expected=f"{expected} bytes", got=size)
-        reader = zstandard.ZstdDecompressor(max_window_size=1 << 27).decompressobj()
-        content = reader.decompress(code)
-    except zstandard.ZstdError as error:
-        raise CodecError("a difference cannot be read", expected="one zstd frame") from error
-    if len(content) != expected or not reader.eof or reader.unused_data:
-        raise CodecError("a difference is truncated or padded", expected=f"{expected} bytes", got=len(content))
     return content

@@ -1,7 +1,7 @@
 """The precision in which a job releases its model: what is rounded away waits at the server and joins the next version.
 
 A model whose 32-bit floats are all 16-bit ones is the same model to every site, and its difference to the version
-before is half as long or less.
+before is half as long or less. A format that is a difference rounds what a version adds to the one before instead.
 """
 
 from enum import StrEnum
@@ -20,6 +20,15 @@ class ModelFormat(StrEnum):
     """11 bits of precision, up to 65,504."""
     BF16 = "bf16"
     """8 bits of precision, the range of 32-bit floats."""
+    INT8_DIFFERENCE = "int8-difference"
+    """255 levels for what a version adds to the one before, see `fl_core.codec.lossy_difference`."""
+    INT4_DIFFERENCE = "int4-difference"
+    """15 levels."""
+
+    @property
+    def difference_bits(self) -> int | None:
+        """Bits of a level of the difference to the version before; None for a format that rounds the model itself."""
+        return {ModelFormat.INT8_DIFFERENCE: 8, ModelFormat.INT4_DIFFERENCE: 4}.get(self)
 
 
 def round_to_format(values: FloatVector, form: ModelFormat) -> FloatVector:
@@ -27,7 +36,7 @@ def round_to_format(values: FloatVector, form: ModelFormat) -> FloatVector:
 
     Args:
         values: (d,) float32, finite.
-        form: of the job.
+        form: of the job, one that rounds the model itself.
 
     Returns:
         (d,) float32, a new array.
@@ -45,6 +54,10 @@ def round_to_format(values: FloatVector, form: ModelFormat) -> FloatVector:
             bits = values.view(np.uint32)
             half = np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
             rounded = ((bits + half) & np.uint32(0xFFFF_0000)).view(np.float32)
+        case _:
+            raise CodecError(
+                "a difference is no format of single values", expected="exact, fp16 or bf16", got=form.value
+            )
     if not np.isfinite(rounded).all():
         raise CodecError(
             f"the model does not fit {form.value}", expected="smaller parameters", fix="take bf16 or exact in the job"

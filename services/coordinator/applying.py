@@ -162,7 +162,9 @@ class ModelMove:
             self._after.slots[name][place] = slot
         block: Tensors = {spec.name: np.frombuffer(elements, spec.dtype)}
         made = add_update(block, moved, TensorManifest((spec,)))[spec.name]
-        return (made if self._released is None else self._released.take(made, place)).tobytes()
+        if self._released is not None:
+            made = self._released.take(np.asarray(block[spec.name]), np.asarray(made), place)
+        return made.tobytes()
 
 
 def _blocks_of(manifest: TensorManifest) -> Iterator[tuple[TensorSpec, int]]:

@@ -1,5 +1,6 @@
 """The download of a model: whole, or as a difference to what is here, which the digest proves or the whole replaces."""
 
+import hashlib
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -7,16 +8,18 @@ import numpy as np
 import pytest
 
 from client_sdk.download import ModelDownload, ModelReference
+from fl_core.codec.lossy_difference import DifferenceWriter
 from fl_core.codec.model_difference import encode_difference
 from fl_core.codec.tensors import Tensors, manifest_of
 from fl_core.errors import StreamError
-from fl_core.wire.chunks import ChunkWriter, model_digest, tensor_bytes
+from fl_core.wire.chunks import ChunkWriter, model_digest, model_digest_of, tensor_bytes
 from fl_core.wire.convert import manifest_to_proto
 from fl_core.wire.v1 import coordinator_pb2 as pb
 
 FIRST: Tensors = {"w": np.arange(1000, dtype=np.float32), "n": np.array([7], np.int64)}
 SECOND: Tensors = {"w": np.arange(1000, dtype=np.float32) + np.float32(0.5), "n": np.array([8], np.int64)}
 MANIFEST = manifest_of(FIRST)
+DRAW = np.random.default_rng(1)
 
 
 def bytes_of(tensors: Tensors) -> bytes:
@@ -91,3 +94,66 @@ async def test_a_whole_model_of_another_digest_is_refused() -> None:
     wrong = ModelReference("j", 2, bytes(32), MANIFEST)
     with pytest.raises(StreamError, match="not the one that was announced"):
         await ModelDownload().get(Coordinator(), wrong, 5.0)  # type: ignore[arg-type]
+
+
+class LossyCoordinator:
+    """Sends version 3 to a site with version 1 as the two differences that made it, spoilt or not."""
+
+    def __init__(self, spoil: str = "") -> None:
+        self.spoil = spoil
+        self.sent: list[str] = []
+        self.versions = [bytes_of(FIRST)]
+        self.codes: list[bytes] = []
+        for step in (1, 2):
+            writer = DifferenceWriter(8)
+            before = np.frombuffer(self.versions[-1], np.float32, 1000)
+            made = writer.round(before, before + DRAW.standard_normal(1000).astype(np.float32))
+            counts = np.array([7 + step], np.int64).tobytes()
+            writer.copy(self.versions[-1][4000:], counts)
+            self.versions.append(made.tobytes() + counts)
+            self.codes.append(writer.finish())
+
+    def reference(self, version: int) -> ModelReference:
+        digest = model_digest_of(MANIFEST, hashlib.sha256(self.versions[version - 1]).digest())
+        return ModelReference("j", version, digest, MANIFEST)
+
+    def GetParameters(self, request: pb.GetParametersRequest, timeout: float) -> Any:  # noqa: N802
+        base, steps, content = b"", [], self.versions[request.model_version - 1]
+        if request.accepts_difference and request.model_version == 3:
+            base, codes = request.have_digest, list(self.codes)
+            match self.spoil:
+                case "truncated":
+                    codes[1] = codes[1][:-1]
+                case "padded":
+                    codes[1] += b"\0"
+                case "order":
+                    codes.reverse()
+                case "missing":
+                    codes.pop()
+                case "many":
+                    codes = codes[:1] * 9
+            steps, content = [len(code) for code in codes], b"".join(codes)
+            steps = [*steps, 1] if self.spoil == "lengths" else steps
+        self.sent.append("difference" if base else "whole")
+        writer = ChunkWriter(content)
+        header = pb.ModelHeader(
+            job_id="j",
+            model_version=request.model_version,
+            manifest=manifest_to_proto(MANIFEST),
+            stream=writer.header,
+            base_digest=base,
+            step_bytes=steps,
+        )
+        chunks = [pb.GetParametersResponse(chunk=chunk) for chunk in writer.chunks()]
+        return Call(
+            [pb.GetParametersResponse(header=header), *chunks, pb.GetParametersResponse(trailer=writer.trailer)]
+        )
+
+
+@pytest.mark.parametrize("spoil", ["", "truncated", "padded", "order", "missing", "many", "lengths"])
+async def test_the_differences_of_missed_versions_make_the_model_or_it_comes_whole(spoil: str) -> None:
+    coordinator, download = LossyCoordinator(spoil), ModelDownload()
+    await download.get(coordinator, coordinator.reference(1), 5.0)  # type: ignore[arg-type]
+    third = await download.get(coordinator, coordinator.reference(3), 5.0)  # type: ignore[arg-type]
+    assert bytes_of(third.tensors) == coordinator.versions[2]
+    assert coordinator.sent == (["whole", "difference", "whole"] if spoil else ["whole", "difference"])

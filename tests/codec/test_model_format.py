@@ -30,20 +30,29 @@ def test_what_does_not_fit_is_refused() -> None:
         round_to_format(np.array([np.finfo(np.float32).max], np.float32), ModelFormat.BF16)
 
 
-@pytest.mark.parametrize("form", [ModelFormat.FP16, ModelFormat.BF16])
+@pytest.mark.parametrize("form", list(ModelFormat)[1:])
 def test_steps_too_small_for_the_format_add_up_all_the_same(form: ModelFormat) -> None:
     released = ReleasedModel(form, np.zeros(4, np.float32))
     model = np.ones(4, np.float32)
+    # A coordinate that moves far makes the levels of a difference too coarse for the others.
+    step = np.array([1e-4, 1e-4, 1e-4, 0.1], np.float32)
     for _ in range(1000):
-        model = np.asarray(released.take(model + np.float32(1e-4), slice(0, 4)), np.float32)
-    np.testing.assert_allclose(model, 1.1, rtol=0.005)
+        model = np.asarray(released.take(model, model + step, slice(0, 4)), np.float32)
+    np.testing.assert_allclose(model, [1.1, 1.1, 1.1, 101], rtol=0.01)
     lost = np.ones(4, np.float32)
     for _ in range(1000):
-        lost = round_to_format(lost + np.float32(1e-4), form)
-    assert (lost == 1).all(), "without the rest nothing would move"
+        fresh = ReleasedModel(form, np.zeros(4, np.float32))
+        lost = np.asarray(fresh.take(lost, lost + step, slice(0, 4)), np.float32)
+    assert (lost[:3] == 1).all() or form is ModelFormat.INT8_DIFFERENCE, "without the rest nothing would move"
 
 
-def test_only_floats_of_32_bits_are_rounded() -> None:
-    released = ReleasedModel(ModelFormat.BF16, np.zeros(2, np.float32))
+@pytest.mark.parametrize("form", [ModelFormat.BF16, ModelFormat.INT8_DIFFERENCE])
+def test_only_floats_of_32_bits_are_rounded(form: ModelFormat) -> None:
+    released = ReleasedModel(form, np.zeros(2, np.float32))
     counts = np.array([123_456_789, 1])
-    assert released.take(counts, slice(0, 2)) is counts
+    assert released.take(counts - 1, counts, slice(0, 2)) is counts
+
+
+def test_a_difference_rounds_no_single_values() -> None:
+    with pytest.raises(CodecError, match="difference"):
+        round_to_format(np.zeros(1, np.float32), ModelFormat.INT8_DIFFERENCE)

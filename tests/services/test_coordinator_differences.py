@@ -6,13 +6,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fl_core.codec.lossy_difference import apply_difference
 from fl_core.codec.model_difference import decode_difference
+from fl_core.codec.model_format import ModelFormat
 from fl_core.codec.tensors import Tensors, manifest_of
 from fl_core.rounds.plan import JobId
 from fl_core.wire.chunks import tensor_bytes
 from services.coordinator.differences import ModelDifferences
 from services.coordinator.models import ModelStore
 from services.coordinator.records import ModelRecord
+from services.coordinator.released import ReleasedModel
 from services.runtime.blobs import BlobStore
 
 DRAW = np.random.default_rng(1)
@@ -72,3 +75,50 @@ async def test_a_base_whose_blob_is_gone_is_no_reason_to_fail(world: Any) -> Non
     models, versions, differences = world
     await models.discard("v1")
     assert await differences.find(versions.records[2], versions.records[1].model_digest) is None
+
+
+async def lossy(models: ModelStore, versions: Versions, base: int, tensors: Tensors) -> ModelRecord:
+    """A version as the coordinator makes it of the one before: rounded, and stored with its difference."""
+    before = dict(await models.load(versions.records[base].blob_name))
+    released = ReleasedModel(ModelFormat.INT8_DIFFERENCE, np.zeros(MANIFEST.size, np.float32))
+    made = released.take(np.asarray(before["w"]), np.asarray(tensors["w"]), slice(0, MANIFEST.size))
+    record = await stored(models, base + 1, {"w": made})
+    await released.store(models, record.blob_name)
+    versions.records[base + 1] = record
+    return record
+
+
+@pytest.fixture
+async def chain(tmp_path: Path) -> Any:
+    models = ModelStore(BlobStore(str(tmp_path / "blobs")))
+    versions = Versions(await stored(models, 1, FIRST))
+    for base in (1, 2, 3, 4, 5):
+        await lossy(models, versions, base, {"w": FIRST["w"] + np.float32(0.01 * base) * SECOND["w"]})
+    return models, versions, ModelDifferences(versions, models, 1 << 20)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("missed", [1, 2, 3])
+async def test_a_lossy_version_comes_as_the_difference_that_made_it_and_those_before(chain: Any, missed: int) -> None:
+    models, versions, differences = chain
+    newest, held = versions.records[6], versions.records[6 - missed]
+    header, *chunks, _ = await differences.find(newest, held.model_digest)
+    code = b"".join(part.chunk.data for part in chunks)
+    assert len(header.header.step_bytes) == missed
+    assert sum(header.header.step_bytes) == len(code) < 0.28 * missed * MANIFEST.nbytes
+    content = b"".join(tensor_bytes(await models.load(held.blob_name), MANIFEST))
+    for size in header.header.step_bytes:
+        content, code = apply_difference(code[:size], content, MANIFEST).tobytes(), code[size:]
+    assert content == b"".join(tensor_bytes(await models.load(newest.blob_name), MANIFEST))
+
+
+async def test_who_missed_so_much_that_it_is_no_smaller_gets_the_whole(chain: Any) -> None:
+    _, versions, differences = chain
+    assert await differences.find(versions.records[6], versions.records[1].model_digest) is None
+
+
+async def test_without_the_stored_difference_the_exact_one_is_made_or_the_whole_sent(chain: Any) -> None:
+    models, versions, differences = chain
+    await models.discard("v6-difference.safetensors")
+    header, *_ = await differences.find(versions.records[6], versions.records[5].model_digest)
+    assert list(header.header.step_bytes) == []
+    assert await differences.find(versions.records[6], versions.records[4].model_digest) is None

@@ -228,6 +228,7 @@ class ModelHeader(google.protobuf.message.Message):
     STREAM_FIELD_NUMBER: builtins.int
     UNCHANGED_FIELD_NUMBER: builtins.int
     BASE_DIGEST_FIELD_NUMBER: builtins.int
+    STEP_BYTES_FIELD_NUMBER: builtins.int
     job_id: builtins.str
     model_version: builtins.int
     model_digest: builtins.bytes
@@ -238,6 +239,12 @@ class ModelHeader(google.protobuf.message.Message):
     def manifest(self) -> fl_core.wire.v1.tensors_pb2.TensorManifest: ...
     @property
     def stream(self) -> fl_core.wire.v1.tensors_pb2.StreamHeader: ...
+    @property
+    def step_bytes(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """When there are any, the stream holds codes of these many bytes one after the other instead, of
+        fl_core.codec.lossy_difference: the first makes the version after the base, each further one the version after that.
+        """
+
     def __init__(
         self,
         *,
@@ -248,9 +255,10 @@ class ModelHeader(google.protobuf.message.Message):
         stream: fl_core.wire.v1.tensors_pb2.StreamHeader | None = ...,
         unchanged: builtins.bool = ...,
         base_digest: builtins.bytes = ...,
+        step_bytes: collections.abc.Iterable[builtins.int] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["manifest", b"manifest", "stream", b"stream"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["base_digest", b"base_digest", "job_id", b"job_id", "manifest", b"manifest", "model_digest", b"model_digest", "model_version", b"model_version", "stream", b"stream", "unchanged", b"unchanged"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["base_digest", b"base_digest", "job_id", b"job_id", "manifest", b"manifest", "model_digest", b"model_digest", "model_version", b"model_version", "step_bytes", b"step_bytes", "stream", b"stream", "unchanged", b"unchanged"]) -> None: ...
 
 global___ModelHeader = ModelHeader
 
