@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fl_core.codec.model_difference import decode_difference, encode_difference
@@ -13,6 +13,7 @@ MANIFEST = TensorManifest(tuple(TensorSpec(f"t{dtype}", dtype, (5, 7)) for dtype
 LARGE = TensorManifest((TensorSpec("empty", "float32", (0,)), TensorSpec("w", "float32", (100_000,))))
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**32 - 1))
 def test_a_model_comes_back_bit_for_bit(seed: int) -> None:
     draw = np.random.default_rng(seed)
