@@ -103,6 +103,7 @@ def _facts(forecast: "MechanismForecast", tighter: "Mapping[Mechanism, float | N
         "epsilon_to_who_knows_the_cohort": forecast.epsilon_without_sampling,
         "epsilon_prv": tighter[forecast.mechanism],
         "noise_of_the_mean_in_clips": forecast.mean_noise,
+        "noise_of_the_mean_of_fewest_in_clips": forecast.mean_noise_of_fewest,
         "epsilon_by_round": forecast.curve,
     }
 
@@ -116,7 +117,7 @@ def _print(
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("mechanism")
     table.add_column("unit")
-    for title in ("noise multiplier", "epsilon", "PRV", "cohort known", "noise of the mean"):
+    for title in ("noise multiplier", "epsilon", "PRV", "cohort known", "noise of the mean", "of fewest"):
         table.add_column(title, justify="right")
     for one in forecasts:
         prv = tighter[one.mechanism]
@@ -128,6 +129,7 @@ def _print(
             "-" if prv is None else f"{prv:.4g}",
             f"{one.epsilon_without_sampling:.4g}",
             "-" if one.mean_noise is None else f"{one.mean_noise:.3g} clips",
+            "-" if one.mean_noise_of_fewest is None else f"{one.mean_noise_of_fewest:.3g} clips",
         )
     console().print(table)
     by_round = Table(box=box.SIMPLE_HEAD, title="epsilon by round", title_justify="left")

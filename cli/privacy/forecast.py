@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import sqrt
 
 from fl_core.errors import ConfigError
 from fl_core.privacy.budget import PrivacyBudget
@@ -74,7 +75,9 @@ class MechanismForecast:
         event: of one round.
         epsilon: after all rounds.
         epsilon_without_sampling: the same against who knows the cohorts.
-        mean_noise: standard deviation of one coordinate of the mean update, in clips; None with local noise.
+        mean_noise: standard deviation of one coordinate of the mean update, in clips, when all survive; None with
+            local noise.
+        mean_noise_of_fewest: the same when the fewest survive that may.
         curve: (round, epsilon), rising.
     """
 
@@ -84,6 +87,7 @@ class MechanismForecast:
     epsilon: float
     epsilon_without_sampling: float
     mean_noise: float | None
+    mean_noise_of_fewest: float | None
     curve: tuple[tuple[int, float], ...]
 
 
@@ -130,21 +134,28 @@ def _exposed(question: PrivacyQuestion) -> float:
 def _forecast(question: PrivacyQuestion, mechanism: Mechanism, multiplier: float) -> MechanismForecast:
     event = event_of(question, mechanism, multiplier)
     curve = tuple((count, epsilon_after(event, count, question.delta)) for count in _points(question.rounds))
-    in_sum = max(1.0, question.sampling * question.sites) if mechanism is Mechanism.CENTRAL else float(question.sites)
-    if mechanism is Mechanism.DISTRIBUTED:
-        # Sized for the fewest survivors: when all of them survive there is more of it.
-        spread = multiplier * (question.sites / (question.smallest_sum - question.colluders)) ** 0.5
-    else:
-        spread = multiplier
     return MechanismForecast(
         mechanism=mechanism,
         noise_multiplier=multiplier,
         event=event,
         epsilon=curve[-1][1],
         epsilon_without_sampling=epsilon_after(event.without_sampling(), question.rounds, question.delta),
-        mean_noise=spread / in_sum if mechanism.is_in_ring else None,
+        mean_noise=_mean_noise(question, mechanism, multiplier, question.sites),
+        mean_noise_of_fewest=_mean_noise(question, mechanism, multiplier, question.smallest_sum),
         curve=curve,
     )
+
+
+def _mean_noise(question: PrivacyQuestion, mechanism: Mechanism, multiplier: float, survivors: int) -> float | None:
+    match mechanism:
+        case Mechanism.LOCAL:
+            return None
+        case Mechanism.CENTRAL:
+            # Where sites are drawn, the sum is divided by those that are expected, whoever is there.
+            return multiplier / (survivors if question.sampling == 1 else max(1.0, question.sampling * question.sites))
+        case Mechanism.DISTRIBUTED:
+            # What so many do not need is taken away, but for the share that stands for the colluders.
+            return multiplier * sqrt(survivors / (survivors - question.colluders)) / survivors
 
 
 def _points(rounds: int) -> Sequence[int]:

@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import ceil, floor
 
+import numpy as np
+
 from fl_core.errors import NotEnough, PlanError
 from fl_core.rounds.plan import MAX_COHORT, MAX_SITES, ClientId
 
@@ -129,7 +131,8 @@ def choose_cohort(
 def _draw_each(pool: Sequence[ClientId], fewest: int, entropy: Entropy, rate: float) -> list[ClientId]:
     limit = floor(rate * (1 << 64))
     for _ in range(MOST_DRAWS):
-        drawn = [name for name in pool if int.from_bytes(entropy(8), "little") < limit]
+        coins = np.frombuffer(entropy(8 * len(pool)), "<u8").tolist()
+        drawn = [name for name, coin in zip(pool, coins, strict=True) if coin < limit]
         if len(drawn) >= fewest:
             return drawn
     raise NotEnough(

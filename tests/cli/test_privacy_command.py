@@ -28,6 +28,17 @@ def test_epsilon_gives_noise_and_the_noise_gives_the_epsilon_back() -> None:
         assert back["epsilon"] == pytest.approx(2.0, rel=0.01)
 
 
+def test_distributed_noise_is_that_of_central_noise_for_whoever_survives_unless_sites_collude() -> None:
+    plain = _plan("--noise-multiplier", "2", "--survivors", "70")
+    for mechanism in ("central", "distributed"):
+        assert plain[mechanism]["noise_of_the_mean_in_clips"] == pytest.approx(2 / 100)
+        assert plain[mechanism]["noise_of_the_mean_of_fewest_in_clips"] == pytest.approx(2 / 70)
+    guarded = _plan("--noise-multiplier", "2", "--survivors", "70", "--colluders", "19")["distributed"]
+    assert guarded["noise_of_the_mean_in_clips"] == pytest.approx(2 / 100 / 0.9)
+    drawn = _plan("--noise-multiplier", "2", "--sampling", "0.5")["central"]
+    assert drawn["noise_of_the_mean_in_clips"] == drawn["noise_of_the_mean_of_fewest_in_clips"] == pytest.approx(2 / 50)
+
+
 def test_the_second_figure_is_tighter_and_only_for_gaussian_noise() -> None:
     event = PrivacyEvent(Noise.GAUSSIAN, 1.0, 4.0, 0.1)
     tighter = prv_epsilon(event, 20, 1e-5)

@@ -1,8 +1,8 @@
 """Private jobs whose cohort is drawn by coins, or split into sessions: what is claimed and what is charged."""
 
 import json
-from collections.abc import AsyncIterator, Callable, Iterator
-from itertools import repeat
+from collections.abc import AsyncIterator, Callable
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -71,16 +71,19 @@ def _noise(plan: RoundPlan) -> tuple[float, float]:
     return codec.terms.clip / codec.terms.levels, codec.terms.variance(codec.coordinates)
 
 
-def _toss(monkeypatch: pytest.MonkeyPatch, *draws: str) -> Iterator[bytes]:
+def _toss(monkeypatch: pytest.MonkeyPatch, *draws: str) -> None:
     """Let the coordinator's coins fall so: for each draw the sites that are in it; for ever the last one."""
-    heads, tails = bytes(8), b"\xff" * 8
-    coins = (heads if name in drawn else tails for drawn in (*draws, *repeat(draws[-1], 5_000)) for name in DRAWN_FROM)
+    following = chain(draws, repeat(draws[-1]))
+
+    def coins(count: int) -> bytes:
+        assert count == 8 * len(DRAWN_FROM)
+        drawn = next(following)
+        return b"".join(bytes(8) if name in drawn else b"\xff" * 8 for name in DRAWN_FROM)
 
     def choose(connected: Any, bounds: Any, _: Any, rate: float | None) -> Any:
-        return choose_cohort(connected, bounds, lambda count: next(coins)[:count], rate)
+        return choose_cohort(connected, bounds, coins, rate)
 
     monkeypatch.setattr(attempt, "choose_cohort", choose)
-    return coins
 
 
 async def test_a_cohort_drawn_by_coins_is_charged_with_amplification_and_the_rest_of_the_sites_with_nothing(

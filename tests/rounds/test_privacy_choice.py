@@ -93,16 +93,15 @@ def test_the_draw_is_poisson_with_the_chance_of_the_job() -> None:
 
 def test_a_draw_of_too_few_is_given_up_and_everybody_is_drawn_again() -> None:
     # Three draws of six sites: three of them, nobody, and four.
-    coins = iter("101010111111110000")
+    draws = iter(["101010", "111111", "110000"])
     names = [ClientId(name) for name in "abcdef"]
-    bounds = CohortBounds(4, 6)
-    assert choose_cohort(names, bounds, lambda count: bytes([255 * int(next(coins))]) * count, 0.5) == (
-        "c",
-        "d",
-        "e",
-        "f",
-    )
-    assert next(coins, None) is None
+
+    def entropy(count: int) -> bytes:
+        assert count == 6 * 8
+        return b"".join(bytes([255 * int(coin)]) * 8 for coin in next(draws))
+
+    assert choose_cohort(names, CohortBounds(4, 6), entropy, 0.5) == ("c", "d", "e", "f")
+    assert next(draws, None) is None
 
 
 def test_the_exposure_is_the_chance_that_one_site_decides() -> None:
