@@ -35,6 +35,7 @@ E = TypeVar("E", bound=StrEnum)
 
 MAX_ROUNDS = 1_000_000
 MAX_ATTEMPTS = 1_000
+MAX_ABSENCES = 1_000_000
 MAX_JSON_CHARACTERS = 4 << 20
 
 
@@ -109,6 +110,7 @@ class JobSpec:
             a site's update is scaled by its samples / max_weight before it is rounded.
         chunk_bytes: payload of one chunk of an upload.
         max_attempts: attempts at one round before the job fails.
+        max_absences: attempts at one round that may fail only because sites are away, before the job fails.
         quarantine_rounds: rounds for which a site that was caught lying is not invited, after the round in which it
             was and the rest of that round, as long as `cohort.min` others are there.
         phases: time bounds.
@@ -136,6 +138,7 @@ class JobSpec:
     max_weight: int = 10_000
     chunk_bytes: int = 1 << 18
     max_attempts: int = 3
+    max_absences: int = 1_000
     quarantine_rounds: int = 10
     phases: PhaseSchedule = field(default_factory=PhaseSchedule)
     optimizer: OptimizerSpec = field(default_factory=OptimizerSpec)
@@ -150,6 +153,7 @@ class JobSpec:
         check_training(self.training)
         _check_range("rounds", self.rounds, 1, MAX_ROUNDS)
         _check_range("max_attempts", self.max_attempts, 1, MAX_ATTEMPTS)
+        _check_range("max_absences", self.max_absences, 1, MAX_ABSENCES)
         _check_range("quarantine_rounds", self.quarantine_rounds, 0, MAX_ROUNDS)
         _check_range("evaluate_every", self.evaluate_every, 0, MAX_ROUNDS)
         _check_range("max_weight", self.max_weight, 1, MAX_WEIGHT)
@@ -426,6 +430,7 @@ _JOB: Mapping[str, Reader] = {
     "max_weight": _integer,
     "chunk_bytes": _integer,
     "max_attempts": _integer,
+    "max_absences": _integer,
     "quarantine_rounds": _integer,
     "phases": _section(PhaseSchedule, _PHASES),
     "optimizer": _section(OptimizerSpec, _OPTIMIZER),

@@ -55,6 +55,18 @@ class DropoutReason(StrEnum):
         """Whether the site was caught lying, which no fault of a network looks like."""
         return self in (DropoutReason.FALSE_REVEAL, DropoutReason.FALSE_DEALING)
 
+    @property
+    def is_absence(self) -> bool:
+        """Whether the site was merely away, or its link bad, which says nothing about it or the job."""
+        return self in (
+            DropoutReason.DISCONNECTED,
+            DropoutReason.ADVERTISE_TIMEOUT,
+            DropoutReason.SHARE_TIMEOUT,
+            DropoutReason.UPLOAD_TRUNCATED,
+            DropoutReason.UNMASK_TIMEOUT,
+            DropoutReason.SESSION_ABANDONED,
+        )
+
 
 class AbandonReason(StrEnum):
     """Why an attempt was given up."""
@@ -72,6 +84,18 @@ class AbandonReason(StrEnum):
     CANCELLED = "cancelled"
     DEADLINE = "deadline"
     BUDGET_EXHAUSTED = "budget_exhausted"
+
+    @property
+    def is_shortage(self) -> bool:
+        """Whether too few sites did something in time."""
+        return self in (
+            AbandonReason.TOO_FEW_SITES,
+            AbandonReason.TOO_FEW_KEYS,
+            AbandonReason.TOO_FEW_SHARES,
+            AbandonReason.TOO_FEW_UPLOADS,
+            AbandonReason.TOO_FEW_SIGNATURES,
+            AbandonReason.TOO_FEW_REVEALS,
+        )
 
 
 class Quorum(StrEnum):
@@ -215,6 +239,7 @@ class RoundRecord:
         model_version: the version that the attempt committed.
         abandon_reason: why it was given up.
         detail: one sentence more about that.
+        is_excused: whether it was given up only because sites were away.
     """
 
     job_id: JobId
@@ -233,6 +258,13 @@ class RoundRecord:
     model_version: int | None = None
     abandon_reason: AbandonReason | None = None
     detail: str = ""
+    is_excused: bool = False
+
+    @property
+    def is_enough_without_absences(self) -> bool:
+        """Whether enough sites would have been there, had those not been away that were merely away."""
+        faults = sum(not dropout.reason.is_absence for dropout in self.dropouts)
+        return len(self.invited) - faults >= self.min_survivors
 
     @property
     def lost(self) -> frozenset[ClientId]:

@@ -43,6 +43,24 @@ def give_up(session: RoundRecord, reason: AbandonReason, detail: str, now_s: flo
     return replace(record, survivors=())
 
 
+def fails_for_absence(reason: AbandonReason, sessions: Sequence[RoundRecord], *, is_private: bool) -> bool:
+    """Whether an attempt is given up only because sites were away: no reason to give up its job.
+
+    It is not when so many sites dropped out for another reason (they refuse the plan, cannot train, send nonsense) that
+    those who were away would not have been enough either. Nor when noise was counted for a sum that never came: to go
+    on like that would use up the budget.
+
+    Args:
+        reason: why it is given up.
+        sessions: of the attempt; none when it did not get beyond recruiting.
+        is_private: whether each unmasking is counted against a budget.
+    """
+    unmasked = any(phase.state is RoundState.UNMASKING for session in sessions for phase in session.phases)
+    if not reason.is_shortage or (is_private and unmasked):
+        return False
+    return all(session.is_enough_without_absences for session in sessions)
+
+
 def join(attempt: RoundRecord, sessions: Sequence[RoundRecord]) -> RoundRecord:
     """One record of the whole attempt: its own state and end, and the sites of all sessions, session by session.
 

@@ -271,8 +271,9 @@ class Attempt:
         for session in self.sessions:
             await session.note_last_departures()
         going = [session for session in self.sessions if not session.journal.state.is_final]
-        await self.journal.abandon(failure.reason, failure.detail)
-        log.warning("attempt_abandoned", reason=failure.reason.value, detail=failure.detail)
+        await self.journal.abandon(failure.reason, failure.detail, is_private=self._spec.privacy is not None)
+        excused = self.journal.record.is_excused
+        log.warning("attempt_abandoned", reason=failure.reason.value, detail=failure.detail, excused=excused)
         await asyncio.gather(*(session.abandon() for session in going))
 
     def _announce(self, record: RoundRecord, sites: Sequence[ClientId]) -> None:

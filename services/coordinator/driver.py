@@ -32,6 +32,9 @@ log = structlog.get_logger(__name__)
 
 CANCEL_PATIENCE_S = 10.0
 LONGEST_PAUSE_S = 5.0
+LONGEST_ABSENCE_PAUSE_S = 30.0
+"""Between attempts that failed only because sites were away."""
+
 HALT_PATIENCE_S = 5.0
 """How long an attempt may take to be abandoned, with word to the sites and the services."""
 
@@ -194,7 +197,7 @@ class Driver:
         except TacitError as error:
             await self._end(job.job_id, JobStatus.FAILED, str(error))
             return
-        backoff, went_well = Backoff(max_s=LONGEST_PAUSE_S), False
+        backoff, absences, went_well = Backoff(max_s=LONGEST_PAUSE_S), Backoff(max_s=LONGEST_ABSENCE_PAUSE_S), False
         while (await self._with.jobs.job(job.job_id)).rounds_committed < spec.rounds:
             if self._draining:
                 return
@@ -209,6 +212,7 @@ class Driver:
             went_well = record.state is RoundState.COMMITTED
             if went_well:
                 backoff.reset()
+                absences.reset()
             elif record.abandon_reason is AbandonReason.BUDGET_EXHAUSTED:
                 await self._end(job.job_id, JobStatus.FAILED, record.detail)
                 return
@@ -216,14 +220,16 @@ class Driver:
                 await self._end(job.job_id, JobStatus.FAILED, _failure(record))
                 return
             else:
-                await _pause(run.cancelled, backoff.next_delay())
+                await _pause(run.cancelled, (absences if record.is_excused else backoff).next_delay())
         await self._end(job.job_id, JobStatus.COMPLETED, "")
 
     async def _tried_enough(self, record: RoundRecord, spec: JobSpec) -> bool:
         """Whether a round has failed as often as its job allows. An interruption by a service is no failure of it."""
         if record.abandon_reason is AbandonReason.SERVICE_RESTARTED:
             return False
-        return await self._with.rounds.failures(record.job_id, record.round_id) >= spec.max_attempts
+        allowed = spec.max_absences if record.is_excused else spec.max_attempts
+        failures = await self._with.rounds.failures(record.job_id, record.round_id, excused=record.is_excused)
+        return failures >= allowed
 
     async def _await_services(self, job_id: JobId, spec: JobSpec, run: _Run) -> None:
         """Wait until aggregator and key server can be reached, however long they are away.

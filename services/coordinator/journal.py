@@ -24,7 +24,7 @@ from fl_core.rounds.machine import (
 )
 from fl_core.rounds.plan import Aggregation, ClientId, JobId, RoundPlan
 from fl_core.rounds.report import AggregateInfo
-from fl_core.rounds.sessions import attempt_state, give_up, join
+from fl_core.rounds.sessions import attempt_state, fails_for_absence, give_up, join
 from services.coordinator.records import AttemptKey, ModelRecord, Opening, SessionFacts, Step
 from services.coordinator.round_store import RoundStore
 from services.runtime.events import Notice
@@ -103,8 +103,14 @@ class AttemptJournal:
             end = replace(self._own, model_version=model.version)
             await _whole(write, lambda: self._end(end, RoundState.COMMITTED, committed, now))
 
-    async def abandon(self, reason: AbandonReason, detail: str) -> None:
-        """The attempt is given up, with every session that has not ended."""
+    async def abandon(self, reason: AbandonReason, detail: str, *, is_private: bool = False) -> None:
+        """The attempt is given up, with every session that has not ended.
+
+        Args:
+            reason: why.
+            detail: one sentence more about that.
+            is_private: whether each unmasking is counted against a budget.
+        """
         async with self._lock:
             now = self._now()
             event = AttemptAbandoned(reason, detail)
@@ -113,8 +119,10 @@ class AttemptJournal:
                 for session in self.sessions
                 if not session.state.is_final
             }
-            end = replace(self._own, abandon_reason=reason, detail=detail)
-            write = self._rounds.abandon(self.key, reason, now, detail)
+            records = [ended.get(session, session.record) for session in self.sessions]
+            is_excused = fails_for_absence(reason, records, is_private=is_private)
+            end = replace(self._own, abandon_reason=reason, detail=detail, is_excused=is_excused)
+            write = self._rounds.abandon(self.key, reason, now, detail, is_excused=is_excused)
             await _whole(write, lambda: self._end(end, RoundState.ABANDONED, ended, now))
 
     async def take(self, session: "SessionJournal", event: Event, facts: SessionFacts | None) -> None:

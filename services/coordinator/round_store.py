@@ -156,13 +156,20 @@ class RoundStore:
             await session.execute(change)
 
     @undivided
-    async def failures(self, job_id: str, round_id: int) -> int:
-        """Attempts at a round that were abandoned, without those that a service interrupted."""
+    async def failures(self, job_id: str, round_id: int, *, excused: bool) -> int:
+        """Attempts at a round that were abandoned, without those that a service interrupted.
+
+        Args:
+            job_id: the job.
+            round_id: the round.
+            excused: count those that failed only because sites were away, or all others.
+        """
         query = select(func.count()).where(
             AttemptRow.job_id == job_id,
             AttemptRow.round_id == round_id,
             AttemptRow.state == RoundState.ABANDONED.value,
             AttemptRow.abandon_reason != AbandonReason.SERVICE_RESTARTED.value,
+            AttemptRow.is_excused.is_(excused),
         )
         async with self._database.transaction() as session:
             return await session.scalar(query) or 0
@@ -228,14 +235,23 @@ class RoundStore:
             session.add(model_row(model))
 
     @undivided
-    async def abandon(self, key: AttemptKey, reason: AbandonReason, now: float, detail: str = "") -> None:
+    async def abandon(
+        self, key: AttemptKey, reason: AbandonReason, now: float, detail: str = "", *, is_excused: bool = False
+    ) -> None:
         """Give up an open attempt.
+
+        Args:
+            key: the attempt.
+            reason: why.
+            now: seconds since the epoch.
+            detail: one sentence more about the reason.
+            is_excused: whether it failed only because sites were away.
 
         Raises:
             LocalProtocolError: the attempt has ended.
         """
         async with self._database.writing() as session:
-            await _abandon(session, key, reason, now, detail)
+            await _abandon(session, key, reason, now, detail, is_excused=is_excused)
 
     @undivided
     async def abandon_open(self, reason: AbandonReason, now: float, detail: str = "") -> list[bytes]:
@@ -377,11 +393,19 @@ async def _open_sessions(session: AsyncSession, key: AttemptKey) -> list[bytes]:
     return list(await session.scalars(query.order_by(SessionRow.number)))
 
 
-async def _abandon(session: AsyncSession, key: AttemptKey, reason: AbandonReason, now: float, detail: str) -> None:
+async def _abandon(
+    session: AsyncSession,
+    key: AttemptKey,
+    reason: AbandonReason,
+    now: float,
+    detail: str,
+    *,
+    is_excused: bool = False,
+) -> None:
     change = (
         update(AttemptRow)
         .where(*_is(AttemptRow, key), AttemptRow.state.not_in(_FINAL))
-        .values(state=RoundState.ABANDONED.value, abandon_reason=reason.value, detail=detail)
+        .values(state=RoundState.ABANDONED.value, abandon_reason=reason.value, detail=detail, is_excused=is_excused)
         .returning(AttemptRow.attempt)
     )
     if await session.scalar(change) is None:

@@ -106,6 +106,7 @@ class AttemptRow(OfAttempt, Base):
 
     state: Mapped[str] = mapped_column(String(16))
     abandon_reason: Mapped[str | None] = mapped_column(String(32))
+    is_excused: Mapped[bool] = mapped_column(default=False)
     detail: Mapped[str] = mapped_column(Text, default="")
     model_version: Mapped[int] = mapped_column(BigInteger)
     total_weight: Mapped[int | None] = mapped_column(BigInteger)

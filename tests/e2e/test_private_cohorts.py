@@ -136,7 +136,7 @@ async def test_draws_that_are_always_too_small_end_the_job_and_cost_nothing(
 ) -> None:
     _toss(monkeypatch, "ab", "")
     _join(whole, DRAWN_FROM)
-    job_id = await whole.submit(1, cohort={"min": 4, "max": 6}, max_attempts=1, privacy=SAMPLED)
+    job_id = await whole.submit(1, cohort={"min": 4, "max": 6}, max_absences=1, privacy=SAMPLED)
     request = coordinator_pb2.WatchJobRequest(job_id=job_id)
     events = [event async for event in whole.stub(Role.COORDINATOR, whole.operator).WatchJob(request, timeout=60)]
     reports = [report_from_proto(event.report) for event in events if event.HasField("report")]

@@ -96,6 +96,46 @@ async def test_interruptions_do_not_count_as_failures(kit: Kit) -> None:
     assert status.status == "completed"
 
 
+async def test_sites_that_are_away_do_not_end_a_job(kit: Kit) -> None:
+    async def stays_away_thrice(site: ScriptedSite, session: ScriptedSession, index: int) -> None:
+        if session.plan.attempt <= 3:
+            await site.leave(session.plan, round_pb2.DROPOUT_REASON_DISCONNECTED)
+            return
+        await obedient(site, session, index)
+
+    kit.connect("anna", "bert", behaviour=stays_away_thrice)
+    kit.connect("carl")
+    reports, status = await kit.run_job(rounds=1, max_attempts=1, aggregation="secagg")
+    assert len(reports) == 4
+    # In which phase the others stop depends on when they are missed.
+    assert all(report.abandon_reason is not None and report.abandon_reason.is_shortage for report in reports[:3])
+    assert status.status == "completed"
+
+
+async def test_sites_that_stay_away_end_a_job_at_the_bound_of_its_own_also_after_a_restart(kit: Kit) -> None:
+    phases = {"recruiting": {"min_seconds": 0.0, "max_seconds": 0.2}}
+    job_id = await kit.submit(rounds=1, max_attempts=1, max_absences=4, phases=phases)
+    await kit.until(lambda status: status.jobs[0].current.attempt >= 3, job_id)
+    await kit.stop_coordinator()
+    await kit.start_coordinator()
+    reports, status = await kit.watch(job_id)
+    away = [report for report in reports if report.abandon_reason is AbandonReason.TOO_FEW_SITES]
+    assert (len(away), status.status) == (4, "failed")
+    assert "too_few_sites" in status.detail
+
+
+async def test_sites_that_cannot_train_end_a_job_after_its_attempts(kit: Kit) -> None:
+    async def cannot_train(site: ScriptedSite, session: ScriptedSession, index: int) -> None:
+        await site.leave(session.plan, round_pb2.DROPOUT_REASON_TRAINING_FAILED)
+
+    kit.connect("anna", "bert", behaviour=cannot_train)
+    kit.connect("carl")
+    reports, status = await kit.run_job(rounds=1, max_attempts=2, aggregation="secagg")
+    assert len(reports) == 2
+    assert all(report.abandon_reason is not None and report.abandon_reason.is_shortage for report in reports)
+    assert status.status == "failed"
+
+
 async def test_a_drain_lets_the_running_round_end_and_begins_no_other(kit: Kit, drivers: list[Driver]) -> None:
     await kit.stop_coordinator()
     await kit.start_coordinator()

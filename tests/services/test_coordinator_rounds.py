@@ -149,10 +149,10 @@ async def test_too_few_uploads_abandon_the_attempt_and_the_next_one_commits(kit:
     assert len(kit.sessions.abandoned) == 1
 
 
-async def test_too_few_sites_fail_the_job_after_its_attempts_and_nothing_is_committed(kit: Kit) -> None:
+async def test_too_few_sites_fail_the_job_after_its_absences_and_nothing_is_committed(kit: Kit) -> None:
     kit.connect("anna", "bert")
     phases = {"recruiting": {"min_seconds": 0.0, "max_seconds": 0.3}}
-    reports, status = await kit.run_job(max_attempts=2, phases=phases)
+    reports, status = await kit.run_job(max_attempts=1, max_absences=2, phases=phases)
     assert [report.abandon_reason for report in reports] == [AbandonReason.TOO_FEW_SITES] * 2
     assert status.status == "failed"
     assert "too_few_sites" in status.detail
@@ -166,7 +166,7 @@ async def test_a_failed_unmasking_abandons_with_the_key_servers_reason(kit: Kit)
         dropouts=[keyserver_pb2.IndexedDropout(index=1, reason=round_pb2.DROPOUT_REASON_UNMASK_TIMEOUT)],
     )
     kit.connect(*SITES)
-    (report,), status = await kit.run_job(aggregation="secagg", max_attempts=1)
+    (report,), status = await kit.run_job(aggregation="secagg", max_absences=1)
     assert report.abandon_reason is AbandonReason.TOO_FEW_REVEALS
     assert [(drop.client_id, drop.reason, drop.phase) for drop in report.dropouts] == [
         ("bert", DropoutReason.UNMASK_TIMEOUT, RoundState.UNMASKING)
