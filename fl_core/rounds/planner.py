@@ -128,13 +128,8 @@ def build_plan(
         PlanError: it cannot hold; the message names the number to change.
     """
     size = len(roster)
-    fewest_sites, most_sites = job.cohort.smallest_session, job.cohort.largest_session
-    if not fewest_sites <= size <= most_sites:
-        raise PlanError("the cohort is out of range", expected=f"{fewest_sites} to {most_sites} sites", got=size)
-    is_secure = job.aggregation is not Aggregation.PLAIN
-    sparse = None if graph_commitment is None else choose_sparse_graph(job, size)
-    threshold = job.threshold or (_threshold(job, size) if sparse is None else sparse.threshold)
-    fewest = threshold if sparse is None else size - most_dropouts(size, job.max_dropout)
+    _check_size(job, size)
+    graph, threshold, fewest = _graph_terms(job, size, graph_commitment)
     plan = RoundPlan(
         job_id=job_id,
         round_id=round_id,
@@ -152,12 +147,10 @@ def build_plan(
         chunk_bytes=job.chunk_bytes,
         schedule=job.phases,
         aggregator=aggregator,
-        keyserver=keyserver if is_secure else None,
+        keyserver=None if job.aggregation is Aggregation.PLAIN else keyserver,
         roster=tuple(sorted(roster, key=lambda entry: entry.client_id)),
         training=job.training,
-        graph=None
-        if sparse is None or graph_commitment is None
-        else SparseGraph(sparse.degree, job.profile, graph_commitment),
+        graph=graph,
         paillier=paillier,
         privacy=privacy,
     )
@@ -165,6 +158,22 @@ def build_plan(
         raise PlanError("the privacy of job and plan differ", expected="terms for a private job, and for no other")
     check_plan(plan)
     return plan
+
+
+def _check_size(job: JobSpec, size: int) -> None:
+    fewest, most = job.cohort.smallest_session, job.cohort.largest_session
+    if not fewest <= size <= most:
+        raise PlanError("the cohort is out of range", expected=f"{fewest} to {most} sites", got=size)
+
+
+def _graph_terms(job: JobSpec, size: int, commitment: bytes | None) -> tuple[SparseGraph | None, int, int]:
+    """The graph of a cohort, none where it is complete; the threshold; and the fewest survivors that both allow."""
+    sparse = None if commitment is None else choose_sparse_graph(job, size)
+    if sparse is None or commitment is None:
+        threshold = job.threshold or _threshold(job, size)
+        return None, threshold, threshold
+    graph = SparseGraph(sparse.degree, job.profile, commitment)
+    return graph, job.threshold or sparse.threshold, size - most_dropouts(size, job.max_dropout)
 
 
 def weight_bound(job: JobSpec) -> int:

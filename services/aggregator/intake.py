@@ -84,20 +84,11 @@ class UploadIntake:
             if session.plan.aggregation is Aggregation.PAILLIER:
                 session.encrypted_sum().expect(index, header.statement, trust)
             return await self._receive_upload(session, header, requests, begin, received)
-        except Truncated:
+        except asyncio.CancelledError:
             session.note_broken(index, received.count)
             raise
-        except (StreamError, StaleMessage) as error:
-            session.refuse(index, DropoutReason.UPLOAD_REFUSED, error, received.count)
-            raise
-        except (BadSignature, IdentityError) as error:
-            session.refuse(index, DropoutReason.BAD_SIGNATURE, error, received.count)
-            raise
-        except CodecError as error:
-            session.refuse(index, DropoutReason.INVALID_UPDATE, error, received.count)
-            raise
-        except (TacitError, asyncio.CancelledError):
-            session.note_broken(index, received.count)
+        except TacitError as error:
+            _settle(session, index, error, received.count)
             raise
 
     async def receive_mask(
@@ -297,6 +288,29 @@ class _Turn:
         if self._has_place:
             self._has_place = False
             self._slots.release()
+
+
+def _settle(session: AggregationSession, index: int, error: TacitError, received_bytes: int) -> None:
+    """Refuse a site's upload for good where it is wrong itself; where it only broke off, the site may go on."""
+    reason = _refusal(error)
+    if reason is None:
+        session.note_broken(index, received_bytes)
+    else:
+        session.refuse(index, reason, error, received_bytes)
+
+
+def _refusal(error: TacitError) -> DropoutReason | None:
+    match error:
+        case Truncated():
+            return None
+        case StreamError() | StaleMessage():
+            return DropoutReason.UPLOAD_REFUSED
+        case BadSignature() | IdentityError():
+            return DropoutReason.BAD_SIGNATURE
+        case CodecError():
+            return DropoutReason.INVALID_UPDATE
+        case _:
+            return None
 
 
 async def _ignore(_data: bytes) -> None:

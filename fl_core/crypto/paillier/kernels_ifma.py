@@ -17,6 +17,7 @@ Nothing here is compiled before it is called: on a processor without these instr
 Source: Montgomery 1985, Modular multiplication without trial division; the digits to the base m are the p-adic ones.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -103,7 +104,8 @@ def _montgomery(is_square: bool) -> Any:
             first, second = sums_at, emit.row(sums_at, _index(1), limbs)
             _clear(emit, builder, constants_at, first, second, limbs)
             with cgutils.for_range(builder, limbs) as outer:
-                _add_row(emit, builder, is_square, (a, b, c, d), modulus, factor, (first, second), outer.index, limbs)
+                limb = emit.load(c, outer.index), emit.load(d, outer.index)
+                _add_row(_Row(emit, builder, is_square, (a, b, modulus), limb, (first, second)), factor, limbs)
             _carry(emit, builder, first, out_at, limbs)
             _carry(emit, builder, second, emit.row(out_at, _index(1), limbs), limbs)
             return context.get_dummy_value()
@@ -121,70 +123,93 @@ def _clear(emit: _Emitter, builder: Any, constants_at: Any, first: Any, second: 
         emit.store(second, loop.index, emit.load(multiple, loop.index))
 
 
-def _add_row(
-    emit: _Emitter,
-    builder: Any,
-    is_square: bool,
-    digits: tuple[Any, Any, Any, Any],
-    modulus: Any,
-    factor: Any,
-    sums: tuple[Any, Any],
-    row: Any,
-    limbs: Any,
-) -> None:
-    """Add one limb of the right factor times the left one, reduce both sums by a limb, and move them down by it.
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """Adds one limb of the right factor times the left one, reduces both sums by a limb, and moves them down by it.
 
     For a square, digit d is 2 b, so that a d alone is a d + b c.
+
+    Args:
+        emit: writes the operations.
+        builder: of the function that is written.
+        is_square: whether b c is left out.
+        left: where the left factor's digits a and b, and m, begin.
+        right: this limb of the right factor's digits c and d.
+        sums: where the two sums begin.
     """
-    a, b, c, d = digits
-    first, second = sums
-    c_limb, d_limb = emit.load(c, row), emit.load(d, row)
-    a_0, b_0, m_0 = (emit.load(at, _index(0)) for at in (a, b, modulus))
-    total = emit.low(emit.load(first, _index(0)), a_0, c_limb)
-    k = emit.low(_constant(0), total, factor)
-    total = emit.low(total, m_0, k)
-    other = emit.low(emit.load(second, _index(0)), a_0, d_limb)
-    if not is_square:
-        other = emit.low(other, b_0, c_limb)
-    other = builder.sub(other, k)
-    k_second = emit.low(_constant(0), other, factor)
-    other = emit.low(other, m_0, k_second)
-    bits = _constant(LIMB_BITS)
-    carries = (builder.lshr(total, bits), builder.lshr(other, bits))
-    names = ("a", "b", "m", "total", "other")
-    held = {name: cgutils.alloca_once(builder, _VECTOR) for name in names}  # type: ignore[no-untyped-call]
-    for name, value in zip(names, (a_0, b_0, m_0, *carries), strict=True):
-        builder.store(value, held[name]).align = 64
+
+    emit: _Emitter
+    builder: Any
+    is_square: bool
+    left: tuple[Any, Any, Any]
+    right: tuple[Any, Any]
+    sums: tuple[Any, Any]
+
+    def lowest(self, factor: Any) -> tuple[tuple[Any, Any], list[Any]]:
+        """What both sums are reduced by, and what the next limb needs of this one: a, b, m and two carries."""
+        emit, builder, (c, d) = self.emit, self.builder, self.right
+        a, b, m = (emit.load(at, _index(0)) for at in self.left)
+        total = emit.low(emit.load(self.sums[0], _index(0)), a, c)
+        k = emit.low(_constant(0), total, factor)
+        total = emit.low(total, m, k)
+        other = emit.low(emit.load(self.sums[1], _index(0)), a, d)
+        if not self.is_square:
+            other = emit.low(other, b, c)
+        other = builder.sub(other, k)
+        k_second = emit.low(_constant(0), other, factor)
+        other = emit.low(other, m, k_second)
+        bits = _constant(LIMB_BITS)
+        return (k, k_second), [a, b, m, builder.lshr(total, bits), builder.lshr(other, bits)]
+
+    def limb(self, place: Any, multiples: tuple[Any, Any], below: list[Any]) -> list[Any]:
+        """The limb at `place` of both sums, moved down by one; what the next limb needs of it."""
+        emit, builder, (c, d), (k, k_second) = self.emit, self.builder, self.right, multiples
+        a_below, b_below, m_below, carry, other_carry = below
+        a, b, m = (emit.load(at, place) for at in self.left)
+        total = builder.add(emit.load(self.sums[0], place), carry)
+        other = builder.add(emit.load(self.sums[1], place), other_carry)
+        # The two sums by turns: each operation waits for the one before it on the same sum.
+        total = emit.low(total, a, c)
+        other = emit.low(other, a, d)
+        total = emit.high(total, a_below, c)
+        other = emit.high(other, a_below, d)
+        if not self.is_square:
+            other = emit.low(other, b, c)
+            other = emit.high(other, b_below, c)
+        total = emit.low(total, m, k)
+        other = emit.low(other, m, k_second)
+        total = emit.high(total, m_below, k)
+        other = emit.high(other, m_below, k_second)
+        self._store(builder.sub(place, _index(1)), total, other)
+        return [a, b, m, _constant(0), _constant(0)]
+
+    def highest(self, place: Any, multiples: tuple[Any, Any], below: list[Any]) -> None:
+        """The limb above the last one, which has only what came up from there."""
+        emit, (c, d), (k, k_second) = self.emit, self.right, multiples
+        a, b, m, total, other = below
+        total = emit.high(emit.high(total, a, c), m, k)
+        other = emit.high(emit.high(other, a, d), m, k_second)
+        if not self.is_square:
+            other = emit.high(other, b, c)
+        self._store(place, total, other)
+
+    def _store(self, place: Any, total: Any, other: Any) -> None:
+        self.emit.store(self.sums[0], place, total)
+        self.emit.store(self.sums[1], place, other)
+
+
+def _add_row(row: _Row, factor: Any, limbs: Any) -> None:
+    """All limbs of one row, from the lowest up."""
+    builder = row.builder
+    multiples, first = row.lowest(factor)
+    held = [cgutils.alloca_once(builder, _VECTOR) for _ in first]  # type: ignore[no-untyped-call]
+    for value, at in zip(first, held, strict=True):
+        builder.store(value, at).align = 64
     with cgutils.for_range(builder, limbs, start=_index(1)) as loop:
-        place = loop.index
-        below = {name: builder.load(held[name]) for name in names}
-        a_j, b_j, m_j = (emit.load(at, place) for at in (a, b, modulus))
-        total = builder.add(emit.load(first, place), below["total"])
-        other = builder.add(emit.load(second, place), below["other"])
-        total = emit.low(total, a_j, c_limb)
-        other = emit.low(other, a_j, d_limb)
-        total = emit.high(total, below["a"], c_limb)
-        other = emit.high(other, below["a"], d_limb)
-        if not is_square:
-            other = emit.low(other, b_j, c_limb)
-            other = emit.high(other, below["b"], c_limb)
-        total = emit.low(total, m_j, k)
-        other = emit.low(other, m_j, k_second)
-        total = emit.high(total, below["m"], k)
-        other = emit.high(other, below["m"], k_second)
-        lower = builder.sub(place, _index(1))
-        emit.store(first, lower, total)
-        emit.store(second, lower, other)
-        for name, value in zip(names, (a_j, b_j, m_j, _constant(0), _constant(0)), strict=True):
-            builder.store(value, held[name])
-    last = {name: builder.load(held[name]) for name in names}
-    total = emit.high(emit.high(last["total"], last["a"], c_limb), last["m"], k)
-    other = emit.high(emit.high(last["other"], last["a"], d_limb), last["m"], k_second)
-    if not is_square:
-        other = emit.high(other, last["b"], c_limb)
-    top = builder.sub(limbs, _index(1))
-    emit.store(first, top, total)
-    emit.store(second, top, other)
+        below = [builder.load(at) for at in held]
+        for value, at in zip(row.limb(loop.index, multiples, below), held, strict=True):
+            builder.store(value, at)
+    row.highest(builder.sub(limbs, _index(1)), multiples, [builder.load(at) for at in held])
 
 
 def _carry(emit: _Emitter, builder: Any, sums: Any, out: Any, limbs: Any) -> None:
