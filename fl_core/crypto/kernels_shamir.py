@@ -96,6 +96,30 @@ def lagrange_fractions(points: Words, numerators: Words, denominators: Words) ->
             denominators[row, place] = _reduce(denominator)
 
 
+@njit("void(uint64[::1], uint64[::1], uint64[::1])", nogil=True, cache=True)
+def divide(numerators: Words, denominators: Words, out: Words) -> None:
+    """Quotients of public numbers, at the cost of one inversion (Montgomery's trick).
+
+    Args:
+        numerators: (k,) below the prime.
+        denominators: (k,) below the prime, not zero.
+        out: (k,) written, below the prime.
+    """
+    running = _ONE
+    for place in range(out.size):
+        out[place] = running
+        running = _multiply(running, denominators[place])
+    # The inverse is the power p - 2 (Fermat), of whose 61 bits all but bit 1 are set.
+    inverse = _ONE
+    for bit in range(60, -1, -1):
+        inverse = _multiply(inverse, inverse)
+        if bit != 1:
+            inverse = _multiply(inverse, running)
+    for place in range(out.size - 1, -1, -1):
+        out[place] = _reduce(_multiply(_multiply(inverse, out[place]), numerators[place]))
+        inverse = _multiply(inverse, denominators[place])
+
+
 @njit("void(uint64[:, ::1], uint64[:, :, ::1], uint64[:, ::1])", nogil=True, cache=True)
 def weighted_sums(weights: Words, rows: Words, out: Words) -> None:
     """In each group, add up rows, each times its weight.

@@ -36,6 +36,18 @@ def lagrange_fractions(points: Words, numerators: Words, denominators: Words) ->
         denominators[:] = _multiply(denominators, _reduce(others + _PRIME - points))
 
 
+def divide(numerators: Words, denominators: Words, out: Words) -> None:
+    """Quotients of public numbers, in Python's integers; as `kernels_shamir.divide`."""
+    prime, values = int(_PRIME), denominators.tolist()
+    products = [1]
+    for value in values:
+        products.append(products[-1] * value % prime)
+    running = pow(products.pop(), -1, prime)
+    for place in range(len(values) - 1, -1, -1):
+        out[place] = running * products[place] * int(numerators[place]) % prime
+        running = running * values[place] % prime
+
+
 def weighted_sums(weights: Words, rows: Words, out: Words) -> None:
     """In each group, add up rows, each times its weight; as `kernels_shamir.weighted_sums`."""
     out[:] = _ZERO

@@ -125,10 +125,11 @@ def lagrange_each(groups: Sequence[Sequence[int]]) -> Words:
     if len({len(indices) for indices in groups}) != 1:
         raise CryptoError("sets of holders are not equally large", expected="one size", got=len(groups))
     points = np.stack([_points(indices) for indices in groups])
-    numerators, denominators = np.empty_like(points), np.empty_like(points)
-    _kernels_for(points.size * points.shape[1]).lagrange_fractions(points, numerators, denominators)
-    fractions = zip(numerators.ravel().tolist(), _inverses(denominators.ravel().tolist()), strict=True)
-    return np.array([numerator * inverse % PRIME for numerator, inverse in fractions], np.uint64).reshape(points.shape)
+    numerators, denominators, coefficients = (np.empty_like(points) for _ in range(3))
+    kernels = _kernels_for(points.size * points.shape[1])
+    kernels.lagrange_fractions(points, numerators, denominators)
+    kernels.divide(numerators.ravel(), denominators.ravel(), coefficients.ravel())
+    return coefficients
 
 
 def combine(coefficients: Words, shares: Words) -> list[bytes]:
@@ -222,19 +223,6 @@ def _random_words(count: int, entropy: Callable[[int], bytes]) -> Words:
     if len(drawn) != 8 * count:
         raise CryptoError("the entropy source is broken", expected=f"{8 * count} bytes", got=f"{len(drawn)} bytes")
     return np.frombuffer(drawn, _LITTLE_WORDS).astype(np.uint64) & np.uint64(PRIME)
-
-
-def _inverses(values: Sequence[int]) -> list[int]:
-    """Inverses of public, non-zero field elements, at the cost of one inversion (Montgomery's trick)."""
-    products = [1]
-    for value in values:
-        products.append(products[-1] * value % PRIME)
-    running = pow(products[-1], -1, PRIME)
-    inverses = [0] * len(values)
-    for place in range(len(values) - 1, -1, -1):
-        inverses[place] = running * products[place] % PRIME
-        running = running * values[place] % PRIME
-    return inverses
 
 
 def _kernels_for(multiplications: int) -> ModuleType:

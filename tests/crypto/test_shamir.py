@@ -81,6 +81,15 @@ def test_weighted_sums_equal_pythons_integers(kernels: ModuleType, pairs: list[t
 
 
 @pytest.mark.parametrize("kernels", KERNELS)
+@given(st.lists(st.tuples(elements, elements.filter(bool)), min_size=1, max_size=20))
+def test_quotients_equal_pythons_integers(kernels: ModuleType, numbers: list[tuple[int, int]]) -> None:
+    numerators, denominators = (np.array(column, np.uint64) for column in zip(*numbers, strict=True))
+    out = np.empty_like(numerators)
+    kernels.divide(numerators, denominators, out)
+    assert out.tolist() == [above * pow(below, -1, PRIME) % PRIME for above, below in numbers]
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
 @given(st.lists(elements.filter(bool), min_size=1, max_size=20, unique=True))
 def test_lagrange_fractions_equal_pythons_integers(kernels: ModuleType, points: list[int]) -> None:
     numerators, denominators = np.empty((2, 2, len(points)), np.uint64)

@@ -14,6 +14,7 @@ from secagg_cluster import Cluster, plain_sum, plain_vector, running_cluster, ru
 from cli.keys import write_dealing, write_new_key
 from client_sdk.encrypted_upload import encrypt_upload
 from client_sdk.upload import Sending, Upload
+from fl_core.crypto.paillier.engine import VARIABLE, supported_engines
 from fl_core.crypto.paillier.key_files import UnlockSecret, open_private_key
 from fl_core.encrypted.statement import state
 from fl_core.errors import (
@@ -111,7 +112,11 @@ async def ask(cluster: Cluster, plan: RoundPlan, uploads: Sequence[Upload], data
         return [answer.plaintexts async for answer in stub.DecryptSum(requests(), timeout=20)]
 
 
-async def test_the_sum_of_whoever_uploaded_is_exact_and_is_opened_once(cluster: Cluster) -> None:
+@pytest.mark.parametrize("engine", supported_engines())
+async def test_the_sum_of_whoever_uploaded_is_exact_and_is_opened_once(
+    cluster: Cluster, engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, engine)
     plan = await opened_plan(cluster)
     sent = [await upload(cluster, plan, index) for index in (0, 2, 3)]
     # The same bytes again change nothing.
