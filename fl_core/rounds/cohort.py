@@ -72,6 +72,21 @@ class CohortBounds:
         return max(1, ceil(self.min_sessions * count))
 
 
+def pool_bounds(bounds: CohortBounds, rate: float | None) -> tuple[int, int]:
+    """How many connected sites a cohort needs to be chosen from, and from how many on nobody waits for more.
+
+    Where sites are drawn by coins, so many that the expected draw is the smallest cohort, or lies in the middle.
+
+    Args:
+        bounds: fewest and most sites of the cohort.
+        rate: chance with which each site is drawn alone; None when it is not.
+    """
+    if rate is None:
+        return bounds.min, bounds.max
+    fewest = ceil(bounds.min / rate)
+    return fewest, max(fewest, round((bounds.min + bounds.max) / 2 / rate))
+
+
 def fill_up(
     connected: Iterable[ClientId], quarantined: Sequence[ClientId], bounds: CohortBounds
 ) -> tuple[list[ClientId], list[ClientId]]:

@@ -7,6 +7,7 @@ from fl_core.crypto import labels
 from fl_core.crypto.mask_prg import MASK_KEY_BYTES
 from fl_core.crypto.shamir import SHARE_BYTES
 from fl_core.errors import PlanError
+from fl_core.rounds.cohort import pool_bounds
 from fl_core.rounds.job import CodecChoice, JobSpec
 from fl_core.rounds.paillier_terms import PaillierTerms
 from fl_core.rounds.plan import Aggregation, JobId, RosterEntry, RoundPlan, ServiceEndpoint, SparseGraph
@@ -280,10 +281,8 @@ def _drawn_from(job: JobSpec, cohort: int) -> int:
     """How many sites are connected when a cohort has this size; where it is drawn by coins, so many as fit its bounds
     best. What is reserved later follows from those that are connected then.
     """
-    assert job.privacy is not None
-    if not job.privacy.is_drawn:
-        return cohort
-    return max(1, round((job.cohort.min + job.cohort.max) / 2 / job.privacy.sampling_rate))
+    rate = None if job.privacy is None else job.privacy.drawing_rate
+    return cohort if rate is None else pool_bounds(job.cohort, rate)[1]
 
 
 def private_codec_of(plan: RoundPlan) -> PrivateCodec | None:

@@ -151,17 +151,17 @@ class PrivacyChoice:
         return _with_multiplier(base, multiplier, size, self.levels)
 
     def _exposure(self, cohort: "Draw") -> float:
-        if not self.is_drawn:
+        if self.drawing_rate is None:
             return 0.0
         return exposure(cohort.connected, self.sampling_rate, cohort.smallest, cohort.largest)
 
     def _expected(self, cohort: "Draw") -> int:
-        return max(1, round(self.sampling_rate * cohort.connected)) if self.is_drawn else 0
+        return max(1, round(self.sampling_rate * cohort.connected)) if self.drawing_rate else 0
 
     @property
-    def is_drawn(self) -> bool:
-        """Whether each connected site is drawn into a cohort alone, by a coin."""
-        return self.mechanism is Mechanism.CENTRAL and self.sampling_rate < 1
+    def drawing_rate(self) -> float | None:
+        """The chance with which each connected site is drawn alone, by a coin; None when the cohort is not drawn so."""
+        return self.sampling_rate if self.mechanism is Mechanism.CENTRAL and self.sampling_rate < 1 else None
 
 
 @dataclass(frozen=True, slots=True)

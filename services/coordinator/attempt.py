@@ -14,7 +14,7 @@ import structlog
 
 from fl_core.codec.tensors import TensorManifest
 from fl_core.errors import NotEnough, StorageError
-from fl_core.rounds.cohort import choose_cohort, fill_up
+from fl_core.rounds.cohort import choose_cohort, fill_up, pool_bounds
 from fl_core.rounds.job import JobSpec
 from fl_core.rounds.machine import (
     AbandonReason,
@@ -248,18 +248,19 @@ class Attempt:
         return None if span is None else span.width
 
     async def _await_sites(self, quarantined: Sequence[ClientId]) -> None:
-        bounds, cohort = self._spec.phases.recruiting, self._spec.cohort
+        bounds, cohort, privacy = self._spec.phases.recruiting, self._spec.cohort, self._spec.privacy
+        fewest, enough = pool_bounds(cohort, None if privacy is None else privacy.drawing_rate)
         while True:
             connected = [site.client_id for site in self._with.presence.connected()]
-            here = min(len(fill_up(connected, quarantined, cohort)[0]), cohort.max)
-            match quorum(here, cohort.max, cohort.min, self.journal.elapsed_s, bounds):
+            here = min(len(fill_up(connected, quarantined, cohort)[0]), enough)
+            match quorum(here, enough, fewest, self.journal.elapsed_s, bounds):
                 case Quorum.CLOSE:
                     return
                 case Quorum.FAIL:
                     raise AttemptFailed(
-                        AbandonReason.TOO_FEW_SITES, f"{here} sites are connected, the job needs {cohort.min}"
+                        AbandonReason.TOO_FEW_SITES, f"{here} sites are connected, the job needs {fewest}"
                     )
-            left = next_deadline_s(here, cohort.min, bounds) - self.journal.elapsed_s
+            left = next_deadline_s(here, fewest, bounds) - self.journal.elapsed_s
             await self._with.presence.changes.wait(max(left, 0.0) + 0.001)
 
     def _lose(self, client_id: ClientId) -> None:

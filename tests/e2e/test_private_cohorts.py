@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from whole_federation import MODEL, Steps, WholeFederation, running_federation
+from whole_federation import MODEL, PHASE, Steps, WholeFederation, running_federation
 
 from client_sdk.privacy import PrivacyLedger
 from fl_core.errors import PeerLost
@@ -28,9 +28,13 @@ from services.coordinator.peers import KeyServerPeer
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
 
 DELTA, RATE = 1e-5, 0.6
+PHASES: dict[str, object] = dict.fromkeys(("advertising", "sharing", "uploading", "signing", "revealing"), PHASE)
 BUDGET = {"epsilon": 40.0, "delta": DELTA, "clip": 1.0}
 SAMPLED = BUDGET | {"mechanism": "central", "sampling_rate": RATE, "epsilon": 4.0}
 DRAWN_FROM = tuple("abcdef")
+RECRUITING = {"recruiting": {"min_seconds": 0.5, "max_seconds": 20.0}}
+"""Six sites are fewer than nobody would wait for, (3 + 6) / 2 / 0.6, and enough to draw from."""
+
 SPLIT_SITES = tuple("abcdefghij")
 SPLIT = {"min": 10, "max": 10, "split": 5}
 
@@ -93,7 +97,7 @@ async def test_a_cohort_drawn_by_coins_is_charged_with_amplification_and_the_res
     cohorts = ["abcd", "bf", "acdef"]
     _toss(monkeypatch, *cohorts)
     _join(whole, DRAWN_FROM)
-    job_id = await whole.submit(2, cohort={"min": 3, "max": 6}, privacy=SAMPLED)
+    job_id = await whole.submit(2, cohort={"min": 3, "max": 6}, phases=PHASES | RECRUITING, privacy=SAMPLED)
     reports = await whole.watch(job_id)
     assert ["".join(report.invited) for report in reports] == ["abcd", "acdef"]
     assert [(report.attempt, report.state) for report in reports] == [(1, RoundState.COMMITTED)] * 2
@@ -136,12 +140,14 @@ async def test_draws_that_are_always_too_small_end_the_job_and_cost_nothing(
 ) -> None:
     _toss(monkeypatch, "ab", "")
     _join(whole, DRAWN_FROM)
-    job_id = await whole.submit(1, cohort={"min": 4, "max": 6}, max_absences=1, privacy=SAMPLED)
+    fields: dict[str, Any] = {"cohort": {"min": 3, "max": 6}, "phases": PHASES | RECRUITING, "max_absences": 1}
+    job_id = await whole.submit(1, **fields, privacy=SAMPLED)
     request = coordinator_pb2.WatchJobRequest(job_id=job_id)
     events = [event async for event in whole.stub(Role.COORDINATOR, whole.operator).WatchJob(request, timeout=60)]
     reports = [report_from_proto(event.report) for event in events if event.HasField("report")]
     assert [report.abandon_reason for report in reports] == [AbandonReason.TOO_FEW_SITES]
-    assert (events[-1].status.status, "too few sites were drawn" in events[-1].status.detail) == ("failed", True)
+    assert events[-1].status.status == "failed"
+    assert "too few sites were drawn" in events[-1].status.detail
     ledger = await _report(whole, job_id)
     assert (ledger["releases"], ledger["spent"]["epsilon"]) == ([], 0.0)
     assert not any(witness.plans for witness in whole.witnesses.values())

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fl_core.errors import NotEnough, PlanError
-from fl_core.rounds.cohort import CohortBounds, choose_cohort
+from fl_core.rounds.cohort import CohortBounds, choose_cohort, pool_bounds
 from fl_core.rounds.job import JobSpec, job_from_json, job_from_mapping
 from fl_core.rounds.plan import ClientId
 from fl_core.rounds.planner import check_private_job
@@ -102,6 +102,13 @@ def test_a_draw_of_too_few_is_given_up_and_everybody_is_drawn_again() -> None:
 
     assert choose_cohort(names, CohortBounds(4, 6), entropy, 0.5) == ("c", "d", "e", "f")
     assert next(draws, None) is None
+
+
+def test_a_drawn_cohort_waits_for_as_many_sites_as_its_bounds_are_made_for() -> None:
+    bounds = CohortBounds(40, 60)
+    assert pool_bounds(bounds, None) == (40, 60)
+    assert pool_bounds(bounds, 0.1) == (400, 500)
+    assert pool_bounds(CohortBounds(3, 3), 0.4) == (8, 8)
 
 
 def test_the_exposure_is_the_chance_that_one_site_decides() -> None:
