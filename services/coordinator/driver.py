@@ -5,7 +5,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import structlog
 
@@ -59,6 +59,23 @@ class _Run:
     def is_recruiting(self) -> bool:
         """Whether nobody has been invited yet."""
         return self.attempt is not None and not self.attempt.sessions
+
+
+@dataclass(slots=True)
+class _Pauses:
+    """Pauses after attempts that failed, each longer than the one before it; those for sites may grow longest."""
+
+    _failures: Backoff = field(default_factory=lambda: Backoff(max_s=LONGEST_PAUSE_S))
+    _absences: Backoff = field(default_factory=lambda: Backoff(max_s=LONGEST_ABSENCE_PAUSE_S))
+
+    def next_delay(self, record: RoundRecord) -> float:
+        """Seconds to wait after one more attempt that failed."""
+        return (self._absences if record.is_excused else self._failures).next_delay()
+
+    def reset(self) -> None:
+        """Begin anew, after a success."""
+        self._failures.reset()
+        self._absences.reset()
 
 
 class Driver:
@@ -197,7 +214,7 @@ class Driver:
         except TacitError as error:
             await self._end(job.job_id, JobStatus.FAILED, str(error))
             return
-        backoff, absences, went_well = Backoff(max_s=LONGEST_PAUSE_S), Backoff(max_s=LONGEST_ABSENCE_PAUSE_S), False
+        pauses, went_well = _Pauses(), False
         while (await self._with.jobs.job(job.job_id)).rounds_committed < spec.rounds:
             if self._draining:
                 return
@@ -211,17 +228,25 @@ class Driver:
             record = await self._run_attempt(job, spec, run)
             went_well = record.state is RoundState.COMMITTED
             if went_well:
-                backoff.reset()
-                absences.reset()
-            elif record.abandon_reason is AbandonReason.BUDGET_EXHAUSTED:
-                await self._end(job.job_id, JobStatus.FAILED, record.detail)
-                return
-            elif await self._tried_enough(record, spec) and not run.cancelled.is_set():
-                await self._end(job.job_id, JobStatus.FAILED, _failure(record))
-                return
+                pauses.reset()
+                await self._stop_waiting(job.job_id)
+            elif await self._tries_again(record, spec, run):
+                await _pause(run.cancelled, pauses.next_delay(record))
             else:
-                await _pause(run.cancelled, (absences if record.is_excused else backoff).next_delay())
+                return
         await self._end(job.job_id, JobStatus.COMPLETED, "")
+
+    async def _tries_again(self, record: RoundRecord, spec: JobSpec, run: _Run) -> bool:
+        """Whether a round that failed is run again. If not, its job has ended."""
+        if record.abandon_reason is AbandonReason.BUDGET_EXHAUSTED:
+            await self._end(record.job_id, JobStatus.FAILED, record.detail)
+            return False
+        if await self._tried_enough(record, spec) and not run.cancelled.is_set():
+            await self._end(record.job_id, JobStatus.FAILED, _failure(record))
+            return False
+        if record.is_excused:
+            await self._say(record.job_id, f"waits for sites: {_failure(record)}")
+        return True
 
     async def _tried_enough(self, record: RoundRecord, spec: JobSpec) -> bool:
         """Whether a round has failed as often as its job allows. An interruption by a service is no failure of it."""
@@ -253,6 +278,10 @@ class Driver:
                     # Not what it should be: the attempt says so.
                     break
         if waits_for:
+            await self._say(job_id, "")
+
+    async def _stop_waiting(self, job_id: JobId) -> None:
+        if (await self._with.jobs.job(job_id)).detail:
             await self._say(job_id, "")
 
     async def _say(self, job_id: JobId, detail: str) -> None:
