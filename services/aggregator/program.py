@@ -7,12 +7,21 @@ from pathlib import Path
 
 import grpc
 
+from fl_core.transport.channel import Option
 from fl_core.transport.identity import Role
 from fl_core.transport.tls import LiveCredentials
 from fl_core.wire.v1 import aggregator_pb2_grpc
 from services.aggregator.service import ROLES, AggregatorService
 from services.aggregator.settings import AggregatorSettings
 from services.runtime.server import run_program, serve
+from services.runtime.warm_up import warm_sums
+
+OPTIONS: tuple[Option, ...] = (
+    # A site that uploaded, or waits for its time to, holds no connection: each costs about 100 KB.
+    ("grpc.max_connection_idle_ms", 250),
+    # Uploads come from many at once: what gRPC reads ahead of each is half of what it is elsewhere.
+    ("grpc.http2.lookahead_bytes", 1 << 17),
+)
 
 
 async def run(settings: AggregatorSettings) -> None:
@@ -29,6 +38,8 @@ async def run(settings: AggregatorSettings) -> None:
             roles_by_method=ROLES,
             add_servicers=partial(add_servicers, service),
             drain=service.drain,
+            warm_up=warm_sums,
+            options=OPTIONS,
         )
     finally:
         service.close()

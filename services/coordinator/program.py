@@ -38,6 +38,7 @@ from services.runtime.leases import Holder, LeaseStore
 from services.runtime.metrics import watch_staging
 from services.runtime.server import run_program, running_server, serve
 from services.runtime.staging import StagingArea
+from services.runtime.warm_up import warm_models
 
 LEFT_OVER_S = 3600.0
 """Of several coordinators on one blob store, none takes longer to write a blob."""
@@ -60,6 +61,7 @@ async def run(settings: CoordinatorSettings) -> None:
                 roles_by_method=ROLES,
                 add_servicers=partial(add_servicers, service),
                 drain=driver.drain,
+                warm_up=warm_models,
             )
 
 

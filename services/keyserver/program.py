@@ -18,6 +18,7 @@ from services.keyserver.journal import UnmaskJournal
 from services.keyserver.service import ROLES, KeyServerService
 from services.keyserver.settings import KeyServerSettings
 from services.runtime.server import run_program, serve
+from services.runtime.warm_up import warm_masks
 
 if TYPE_CHECKING:
     from services.keyserver.decryption import DecryptionDesk
@@ -57,6 +58,7 @@ async def run(settings: KeyServerSettings) -> None:
             roles_by_method=ROLES,
             add_servicers=partial(add_servicers, service),
             drain=service.drain,
+            warm_up=warm_masks,
         )
 
 

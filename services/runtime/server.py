@@ -6,7 +6,7 @@ import signal
 import socket
 import ssl
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +17,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from fl_core.errors import ConfigError, TacitError
-from fl_core.transport.channel import SERVER_OPTIONS
+from fl_core.transport.channel import SERVER_OPTIONS, Option
 from fl_core.transport.identity import Role
 from fl_core.transport.tls import Credentials, LiveCredentials, check_role
 from fl_core.transport.tracing import tracing
@@ -28,6 +28,7 @@ from services.runtime.listening import counting_connections
 from services.runtime.logs import configure_logging
 from services.runtime.memory import tune_memory
 from services.runtime.metrics import HANDSHAKES, measuring, metrics_endpoint, watch_credentials
+from services.runtime.offload import offload
 from services.runtime.quotas import Quotas
 from services.runtime.settings import ServiceSettings, split_address
 
@@ -44,7 +45,12 @@ _SELF_TEST_SECONDS = 5.0
 
 @asynccontextmanager
 async def running_server(
-    settings: ServiceSettings, *, role: Role, roles_by_method: RoleTable, add_servicers: AddServicers
+    settings: ServiceSettings,
+    *,
+    role: Role,
+    roles_by_method: RoleTable,
+    add_servicers: AddServicers,
+    options: Sequence[Option] = (),
 ) -> AsyncIterator[str]:
     """Serve while the block runs; calls in flight get `grace_seconds` to finish at its end.
 
@@ -53,6 +59,7 @@ async def running_server(
         role: the role that the certificate must have.
         roles_by_method: who may call what, from `role_table`. A method that is not in it is open to nobody.
         add_servicers: registers the servicers at the server.
+        options: of gRPC, beyond those of every service.
 
     Yields:
         host:port that is bound, with the true port when the settings say 0.
@@ -67,7 +74,7 @@ async def running_server(
     gatekeeper = Gatekeeper(lambda: live.trust, {**OPEN_METHODS, **roles_by_method})
     boundary = CallBoundary(gatekeeper, Quotas(settings.quota))
     limit = ("grpc.max_allowed_incoming_connections", settings.max_connections)
-    server = grpc.aio.server(interceptors=[boundary], options=(*SERVER_OPTIONS, limit))
+    server = grpc.aio.server(interceptors=[boundary], options=(*SERVER_OPTIONS, limit, *options))
     add_servicers(server)
     services = sorted({method.split("/")[1] for method in roles_by_method})
     health_servicer = _add_standard_services(server, services)
@@ -85,7 +92,14 @@ async def running_server(
 
 
 async def serve(
-    settings: ServiceSettings, *, role: Role, roles_by_method: RoleTable, add_servicers: AddServicers, drain: Drain
+    settings: ServiceSettings,
+    *,
+    role: Role,
+    roles_by_method: RoleTable,
+    add_servicers: AddServicers,
+    drain: Drain,
+    warm_up: Callable[[], None],
+    options: Sequence[Option] = (),
 ) -> None:
     """Serve until SIGTERM or SIGINT, then until the work in hand is done or `drain_seconds` are over.
 
@@ -93,11 +107,16 @@ async def serve(
 
     Args:
         drain: begins nothing new and returns when the work in hand is done, or after the seconds that it is given.
+        warm_up: loads what rounds of large models need; it is done before the port is open.
     """
     configure_logging(settings.log, role=role.value, service_id=settings.service_id)
-    server = running_server(settings, role=role, roles_by_method=roles_by_method, add_servicers=add_servicers)
+    server = running_server(
+        settings, role=role, roles_by_method=roles_by_method, add_servicers=add_servicers, options=options
+    )
     traces = tracing(settings.tracing_endpoint, f"{role.value}/{settings.service_id}")
     with traces, stop_signals() as signals, metrics_endpoint(settings.metrics_listen):
+        if settings.warm_up:
+            await _unless(signals.stop, offload(warm_up))
         async with server as address, measuring():
             announce_ready(settings, role, address)
             await signals.stop.wait()
@@ -107,16 +126,16 @@ async def serve(
     log.info("service_stopped")
 
 
-async def _unless(hurry: asyncio.Event, draining: Coroutine[Any, Any, None]) -> None:
-    hurried, drained = asyncio.create_task(hurry.wait()), asyncio.create_task(draining)
+async def _unless(event: asyncio.Event, working: Coroutine[Any, Any, None]) -> None:
+    heard, done = asyncio.create_task(event.wait()), asyncio.create_task(working)
     try:
-        await asyncio.wait({hurried, drained}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({heard, done}, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        hurried.cancel()
-        drained.cancel()
-        await asyncio.gather(hurried, drained, return_exceptions=True)
-    if not drained.cancelled():
-        drained.result()
+        heard.cancel()
+        done.cancel()
+        await asyncio.gather(heard, done, return_exceptions=True)
+    if not done.cancelled():
+        done.result()
 
 
 def announce_ready(settings: ServiceSettings, role: Role, address: str) -> None:

@@ -75,6 +75,7 @@ class ServiceSettings(BaseSettings):
             empty. Needs the extra `tracing`.
         max_connections: connections to the port at once, with and without a certificate; more are refused.
         quota: what one site may ask of the service.
+        warm_up: load the compiled code for large models before the service is ready, not in its first round.
         drain_seconds: how long the rounds that run may finish after SIGTERM, while no new ones begin; a second
             SIGTERM ends the wait.
         grace_seconds: how long calls in flight may finish when the service stops.
@@ -97,6 +98,7 @@ class ServiceSettings(BaseSettings):
     tracing_endpoint: str = ""
     max_connections: int = Field(default=20_000, ge=1)
     quota: QuotaSettings = Field(default_factory=QuotaSettings)
+    warm_up: bool = True
     drain_seconds: float = Field(default=20.0, ge=0)
     grace_seconds: float = Field(default=2.0, ge=0)
 

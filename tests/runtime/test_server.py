@@ -235,7 +235,9 @@ async def drain(patience_s):
 
 async def main():
     settings = ServiceSettings.from_file(sys.argv[1])
-    await serve(settings, role=Role.KEYSERVER, roles_by_method={}, add_servicers=lambda server: None, drain=drain)
+    warm_up = lambda: print("warmed up", file=sys.stderr)
+    nothing = lambda server: None
+    await serve(settings, role=Role.KEYSERVER, roles_by_method={}, add_servicers=nothing, drain=drain, warm_up=warm_up)
 
 sys.exit(run_program(main))
 """
@@ -267,6 +269,8 @@ def test_a_program_says_when_it_is_ready_and_stops_on_a_signal(
     assert ready.startswith("ready keyserver k 127.0.0.1:")
     assert program.returncode == 0, log
     assert '"event": "service_stopped"' in log
+    # Warm before it is ready, not in its first round.
+    assert 0 <= log.index("warmed up") < log.index('"event": "service_ready"')
     assert "PRIVATE KEY" not in log
 
 
