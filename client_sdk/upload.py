@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from client_sdk.leaving import UploadRefused
 from client_sdk.streams import answered
-from fl_core.errors import RemoteProtocolError, SessionFrozen, TacitError, UnknownSession
+from fl_core.errors import Overloaded, RemoteProtocolError, SessionFrozen, TacitError, UnknownSession
 from fl_core.rounds.plan import RoundPlan
 from fl_core.rounds.uploads import upload_payload
 from fl_core.secagg.messages import RingVector
@@ -88,6 +88,7 @@ class Sending:
             SessionFrozen, UnknownSession: the update comes too late.
             PeerLost, Overloaded: the connection broke, and the aggregator has no whole update.
         """
+        began = self._began
         try:
             # The status of a broken upload may be a mask over the true one, so only the aggregator's own word counts.
             first_byte = await self._ask() if self._began else 0
@@ -98,6 +99,9 @@ class Sending:
         except (SessionFrozen, UnknownSession, UploadRefused):
             raise
         except TacitError as error:
+            if _is_turned_away(error):
+                # Before a byte was sent: the link is as good as before.
+                self._began = began
             if error.retryable:
                 raise
             raise _refused(error.code, error.what, expected=error.expected, got=error.got, fix=error.fix) from error
@@ -196,6 +200,11 @@ class Sending:
                 got=response.upload_sha256[:32].hex(),
                 fix="do not go on with this aggregator; wait for the next attempt",
             )
+
+
+def _is_turned_away(error: TacitError) -> bool:
+    """Whether the aggregator has no room for one more that waits, and named a time to come back."""
+    return isinstance(error, Overloaded) and error.retry_after_s is not None
 
 
 def _refused(code: str, what: str, *, expected: object, got: object, fix: str | None) -> UploadRefused:

@@ -191,10 +191,28 @@ class PeerLost(TacitError):
 
 
 class Overloaded(TacitError):
-    """The service has no room for this call now; trying again later is right."""
+    """The service has no room for this call now; trying again later is right.
+
+    Args:
+        what, expected, got, fix: as in `TacitError`.
+        retry_after_s: when there will be room, where the service knows; the caller decides without it.
+    """
 
     code = "overloaded"
     retryable = True
+    retry_after_s: float | None = None
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        expected: object = None,
+        got: object = None,
+        fix: str | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(what, expected=expected, got=got, fix=fix)
+        self.retry_after_s = retry_after_s
 
 
 class NotLeading(TacitError):

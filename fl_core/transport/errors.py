@@ -1,7 +1,7 @@
 """The one table between our errors and gRPC statuses: an error keeps its class across the wire.
 
 An error travels as status code, sentence, and the trailing metadata `tacit-error-bin` (JSON: code, what, expected,
-got, fix), from which the receiver builds the same class again.
+got, fix, retry_after_s), from which the receiver builds the same class again.
 """
 
 import json
@@ -29,6 +29,9 @@ METADATA_KEY = "tacit-error-bin"
 
 # Metadata has a limit of 8 KiB in all; a text may double when it is quoted and grows by a third in base64.
 _MAX_TEXT_BYTES = 500
+
+LONGEST_RETRY_AFTER_S = 60.0
+"""A service that asks for a longer pause is asked again after this one, in seconds."""
 
 _STATUS: dict[type[TacitError], grpc.StatusCode] = {
     errors.TacitError: grpc.StatusCode.INTERNAL,
@@ -88,6 +91,8 @@ def to_status(error: TacitError) -> WireStatus:
     """Status, sentence and trailing metadata of an error."""
     texts = {name: getattr(error, name) for name in ("what", "expected", "got", "fix")}
     body = {name: printable(str(text)) for name, text in texts.items() if text is not None}
+    if isinstance(error, Overloaded) and error.retry_after_s is not None:
+        body["retry_after_s"] = f"{error.retry_after_s:.3f}"
     payload = json.dumps({"code": error.code, **body}, ensure_ascii=False).encode()
     return WireStatus(status_code(error), printable(str(error)), ((METADATA_KEY, payload),))
 
@@ -140,7 +145,21 @@ def _parse(payload: bytes) -> TacitError | None:
         return None
     texts = {name: printable(text) for name, text in body.items() if name in ("what", "expected", "got", "fix")}
     kind = error_classes().get(body.get("code", ""))
-    return None if kind is None or "what" not in texts else _rebuild(kind, texts)
+    if kind is None or "what" not in texts:
+        return None
+    error = _rebuild(kind, texts)
+    if isinstance(error, Overloaded):
+        error.retry_after_s = _pause(body.get("retry_after_s", ""))
+    return error
+
+
+def _pause(text: str) -> float | None:
+    """Seconds that a peer names, bounded; None where it names none that can be waited for."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        return None
+    return min(seconds, LONGEST_RETRY_AFTER_S) if seconds >= 0 else None
 
 
 def _rebuild(kind: type[TacitError], texts: dict[str, str]) -> TacitError:

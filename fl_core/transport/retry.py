@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from fl_core.errors import ConfigError, PeerLost, TacitError
+from fl_core.errors import ConfigError, Overloaded, PeerLost, TacitError
 
 T = TypeVar("T")
 Uniform = Callable[[float, float], float]
@@ -65,7 +65,8 @@ async def retry(
 ) -> T:
     """Call until it succeeds, fails for good, or the time is up.
 
-    Only errors that say of themselves that they are retryable are tried again, so `call` must be idempotent.
+    Only errors that say of themselves that they are retryable are tried again, so `call` must be idempotent. A service
+    that names a time is asked again then.
 
     Args:
         call: makes one attempt; raises our errors, not gRPC's.
@@ -90,10 +91,17 @@ async def retry(
                     if not error.retryable:
                         raise
                     last = error
-                await sleep(delays.next_delay())
+                await sleep(_pause(last, delays))
     except TimeoutError as error:
         if not deadline.expired():
             raise
         if last is not None:
             raise last from error
         raise PeerLost("no answer before the deadline", expected=f"within {deadline_s:g} s") from error
+
+
+def _pause(error: TacitError, delays: Backoff) -> float:
+    if isinstance(error, Overloaded) and error.retry_after_s is not None:
+        # The service gives every caller another time, so there is nothing to spread.
+        return error.retry_after_s
+    return delays.next_delay()

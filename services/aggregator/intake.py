@@ -15,6 +15,7 @@ from fl_core.wire.chunks import ChunkReader, upload_chunk_bytes
 from fl_core.wire.v1 import aggregator_pb2, tensors_pb2
 from services.aggregator.partial import PartialUpload, PartialUploads, Truncated, UploadKey
 from services.aggregator.session import AggregationSession
+from services.aggregator.waiting_room import WaitingRoom
 from services.runtime.metrics import QUEUE_WAITING
 from services.runtime.staging import StagingArea
 from services.runtime.streams import next_message
@@ -22,8 +23,8 @@ from services.runtime.streams import next_message
 IDLE_S = 0.25
 """An upload that is silent for longer gives its place to another one, until it goes on."""
 
-SENDERS_PER_SLOT = 2
-"""Uploads that may send for each one that is received now: their first bytes are here when a place is free."""
+SPARE_SENDERS = 4
+"""Uploads that may send beyond those that are received now: their first bytes are here when a place is free."""
 
 StreamPart = aggregator_pb2.UpdateParametersRequest | aggregator_pb2.SubmitMaskRequest
 
@@ -35,14 +36,18 @@ class UploadIntake:
         staging: where bytes wait until they are proved.
         partial: uploads that are not whole yet.
         max_uploads: uploads at a time. One that is silent gives its place to another, so slow sites hold nobody up.
+        max_waiting: uploads that wait for their turn; others are told when to come back.
         stall_timeout_s: longest pause between two messages.
     """
 
-    def __init__(self, staging: StagingArea, partial: PartialUploads, max_uploads: int, stall_timeout_s: float) -> None:
+    def __init__(
+        self, staging: StagingArea, partial: PartialUploads, max_uploads: int, max_waiting: int, stall_timeout_s: float
+    ) -> None:
         self._staging = staging
         self._partial = partial
         self._slots = asyncio.Semaphore(max_uploads)
-        self._senders = asyncio.Semaphore(SENDERS_PER_SLOT * max_uploads)
+        self._senders = asyncio.Semaphore(max_uploads + SPARE_SENDERS)
+        self._room = WaitingRoom(max_waiting)
         self._stall_timeout_s = stall_timeout_s
 
     async def receive_upload(
@@ -71,7 +76,7 @@ class UploadIntake:
             CodecError: the update is impossible on its face.
             SessionFrozen: the survivors are frozen.
             RemoteProtocolError: the site uploaded something else before, or may not upload.
-            Overloaded: it is not known yet who may upload.
+            Overloaded: it is not known yet who may upload, or too many wait to do so.
             BadSignature: of an encrypted upload, it is not the site's.
             IdentityError: of an encrypted upload, it is signed by another certificate.
             PeerLost: the site went silent.
@@ -133,7 +138,7 @@ class UploadIntake:
         if header.first_byte:
             # Said before the site is told to send: then the refusal reaches it for certain.
             self._partial.find(key)
-        turn = _Turn(self._slots, self._senders, begin, self._stall_timeout_s)
+        turn = _Turn(self._slots, self._senders, self._room, begin, self._stall_timeout_s)
         async with turn, self._open(key, session.plan, header) as opened:
             upload, stream = opened
             try:
@@ -204,6 +209,7 @@ class _Turn:
     Args:
         slots: the places.
         senders: those that may send; what they send waits in the buffers of gRPC until they have a place.
+        room: where those wait who may not send yet.
         begin: tells the site that it may send.
         stall_timeout_s: longest pause between two messages.
     """
@@ -212,11 +218,13 @@ class _Turn:
         self,
         slots: asyncio.Semaphore,
         senders: asyncio.Semaphore,
+        room: WaitingRoom,
         begin: Callable[[], Awaitable[None]],
         stall_timeout_s: float,
     ) -> None:
         self._slots = slots
         self._senders = senders
+        self._room = room
         self._begin = begin
         self._stall_timeout_s = stall_timeout_s
         self._has_place = False
@@ -224,7 +232,7 @@ class _Turn:
         self.trailer = tensors_pb2.StreamTrailer()
 
     async def __aenter__(self) -> Self:
-        with QUEUE_WAITING.labels("uploads").track_inprogress():
+        with self._room.seat(), QUEUE_WAITING.labels("uploads").track_inprogress():
             await self._senders.acquire()
         self._is_sender = True
         try:

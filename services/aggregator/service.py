@@ -74,7 +74,9 @@ class AggregatorService(aggregator_pb2_grpc.AggregatorServiceServicer):
         watch_sessions(lambda: len(self._sessions.open_sessions))
         watch_staging(lambda: staging.free_bytes, settings.memory_budget_bytes)
         self._partial = PartialUploads(staging, settings.max_partial_uploads)
-        self._intake = UploadIntake(staging, self._partial, settings.max_uploads, settings.stall_timeout_seconds)
+        self._intake = UploadIntake(
+            staging, self._partial, settings.max_uploads, settings.max_waiting_uploads, settings.stall_timeout_seconds
+        )
         self._reporter = AggregateReporter(
             settings.coordinator, lambda: credentials.current, settings.report_timeout_seconds
         )
