@@ -124,7 +124,11 @@ async def _train(plan: RoundPlan, site: Workplace) -> TrainedUpdate:
     wanted = ModelReference(plan.job_id, plan.model_version, plan.model_digest, plan.manifest)
     seconds = plan.schedule.uploading.max_seconds
     # Asked for at each try: meanwhile another replica of the coordinator may have taken over.
-    model = await retry(lambda: site.download.get(site.connections.coordinator, wanted, seconds), deadline_s=seconds)
+    model = await retry(
+        lambda: site.download.get(site.connections.coordinator, wanted, seconds),
+        deadline_s=seconds,
+        backoff=site.download.backoff,
+    )
     update = await site.trainer.update_for(plan, model)
     tell(site.observer.trained, plan, update.num_samples, update.metrics)
     return update

@@ -354,6 +354,14 @@ class TensorReader:
             raise LocalProtocolError("a model is not whole yet", expected="finish first")
         return model_digest_of(self._manifest, self._sha256)
 
+    def resume(self, header: tensors_pb2.StreamHeader, first_byte: int) -> None:
+        """As `ChunkReader.resume`.
+
+        Raises:
+            StreamError: it is a stream of other bytes, or begins beyond what came so far. Nothing changes.
+        """
+        self._reader.resume(header, first_byte)
+
     def feed(self, chunk: tensors_pb2.Chunk) -> None:
         """Take the next chunk.
 

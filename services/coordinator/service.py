@@ -31,6 +31,7 @@ from fl_core.wire.v1 import coordinator_pb2_grpc, round_pb2, status_pb2, tensors
 from services.coordinator.differences import ModelDifferences
 from services.coordinator.downloads import ModelDownloads
 from services.coordinator.driver import Driver, spec_of
+from services.coordinator.going_on import rest_of
 from services.coordinator.models import StoredModel
 from services.coordinator.presence import ConnectedSite
 from services.coordinator.records import FIRST_VERSION, AttemptKey, JobRecord, ModelRecord
@@ -120,7 +121,8 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServiceServicer):
         with self._streams.hold((identity.name, "parameters")):
             async with (
                 in_turn(self._download_slots, "downloads"),
-                aclosing(self._parameters(model, request)) as parts,
+                aclosing(self._parameters(model, request)) as whole,
+                aclosing(_wanted_part(whole, request)) as parts,
             ):
                 async for part in parts:
                     self._count(model.job_id, identity, down=part.ByteSize())
@@ -377,6 +379,15 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServiceServicer):
     def _count(self, job_id: str, identity: Identity, *, up: int = 0, down: int = 0) -> None:
         if identity.role is Role.SITE:
             self._with.traffic.count(job_id, identity.id, up=up, down=down)
+
+
+def _wanted_part(
+    whole: AsyncGenerator[pb.GetParametersResponse, None], request: pb.GetParametersRequest
+) -> AsyncGenerator[pb.GetParametersResponse, None]:
+    """The stream as it is, or what a site on a bad link asks for of it."""
+    if not request.first_byte and not request.chunk_bytes:
+        return whole
+    return rest_of(whole, request.first_byte, request.chunk_bytes)
 
 
 def unchanged_header(model: ModelRecord) -> pb.ModelHeader:

@@ -1,20 +1,25 @@
 """The download of a model: whole, or as a difference to what is here, which the digest proves or the whole replaces."""
 
+import asyncio
 import hashlib
+import sys
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from client_sdk.download import ModelDownload, ModelReference
+from client_sdk.download import SMALLEST, ModelDownload, ModelReference
 from fl_core.codec.lossy_difference import DifferenceWriter
 from fl_core.codec.model_difference import encode_difference
 from fl_core.codec.tensors import Tensors, manifest_of
-from fl_core.errors import StreamError
+from fl_core.errors import PeerLost, StreamError
+from fl_core.transport.retry import retry
 from fl_core.wire.chunks import ChunkWriter, model_digest, model_digest_of, tensor_bytes
 from fl_core.wire.convert import manifest_to_proto
 from fl_core.wire.v1 import coordinator_pb2 as pb
+from services.coordinator.going_on import rest_of
 
 FIRST: Tensors = {"w": np.arange(1000, dtype=np.float32), "n": np.array([7], np.int64)}
 SECOND: Tensors = {"w": np.arange(1000, dtype=np.float32) + np.float32(0.5), "n": np.array([8], np.int64)}
@@ -157,3 +162,101 @@ async def test_the_differences_of_missed_versions_make_the_model_or_it_comes_who
     third = await download.get(coordinator, coordinator.reference(3), 5.0)  # type: ignore[arg-type]
     assert bytes_of(third.tensors) == coordinator.versions[2]
     assert coordinator.sent == (["whole", "difference", "whole"] if spoil else ["whole", "difference"])
+
+
+class BreakingCoordinator(Coordinator):
+    """Each stream breaks after `pieces` chunks of 4 KiB or less, and the next one goes on as it is asked to."""
+
+    def __init__(self, pieces: int, spoil: str = "") -> None:
+        super().__init__(spoil)
+        self.pieces = pieces
+        self.first_bytes: list[int] = []
+        self.passed_bytes = 0
+        self.changes_mind = False
+
+    def GetParameters(self, request: pb.GetParametersRequest, timeout: float) -> Any:  # noqa: N802
+        if self.changes_mind:
+            request.accepts_difference = not request.accepts_difference
+        whole = super().GetParameters(request, timeout)
+        self.first_bytes.append(request.first_byte)
+        return BreakingCall(self, rest_of(whole.__aiter__(), request.first_byte, SMALLEST))
+
+
+class BreakingCall:
+    def __init__(self, coordinator: BreakingCoordinator, parts: AsyncIterator[pb.GetParametersResponse]) -> None:
+        self._coordinator = coordinator
+        self._parts = parts
+
+    async def __aiter__(self) -> AsyncIterator[pb.GetParametersResponse]:
+        left = self._coordinator.pieces
+        async for part in self._parts:
+            if part.WhichOneof("part") != "header":
+                if not left:
+                    raise PeerLost("the connection broke")
+                left -= 1
+                self._coordinator.passed_bytes += len(part.chunk.data)
+            yield part
+
+    def cancel(self) -> None:
+        pass
+
+
+LONG: Tensors = {"w": DRAW.standard_normal(9000).astype(np.float32)}
+LONG_AFTER: Tensors = {"w": DRAW.standard_normal(9000).astype(np.float32)}
+
+
+@pytest.fixture
+def long_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("FIRST", LONG), ("SECOND", LONG_AFTER), ("MANIFEST", manifest_of(LONG))):
+        monkeypatch.setattr(sys.modules[__name__], name, value)
+
+
+async def until_it_is_here(download: ModelDownload, coordinator: Any, wanted: ModelReference) -> Tensors:
+    model = await retry(
+        lambda: download.get(coordinator, wanted, 5.0), deadline_s=20.0, sleep=lambda _: asyncio.sleep(0)
+    )
+    return model.tensors
+
+
+@pytest.mark.usefixtures("long_models")
+@pytest.mark.parametrize("version", [1, 2])
+async def test_a_download_that_breaks_goes_on_from_the_byte_that_arrived(version: int) -> None:
+    download = ModelDownload()
+    if version == 2:
+        await download.get(Coordinator(), reference(1), 5.0)  # type: ignore[arg-type]
+    coordinator = BreakingCoordinator(pieces=2)
+    tensors = await until_it_is_here(download, coordinator, reference(version))
+    assert bytes_of(tensors) == bytes_of(SECOND if version == 2 else FIRST)
+    assert coordinator.sent == ["difference" if version == 2 else "whole"] * len(coordinator.sent)
+    assert coordinator.first_bytes == [2 * SMALLEST * number for number in range(len(coordinator.first_bytes))]
+    # No byte came twice.
+    assert len(coordinator.first_bytes) >= 4
+    assert coordinator.passed_bytes <= 36_000
+
+
+@pytest.mark.usefixtures("long_models")
+async def test_the_rest_of_another_model_is_refused_and_the_next_try_begins_anew() -> None:
+    coordinator, download = BreakingCoordinator(pieces=2), ModelDownload()
+    with pytest.raises(PeerLost):
+        await download.get(coordinator, reference(1), 5.0)  # type: ignore[arg-type]
+    coordinator.pieces = 100
+    lying: Any = lambda request, timeout: BreakingCoordinator.GetParameters(  # noqa: E731
+        coordinator, pb.GetParametersRequest(job_id="j", model_version=1, first_byte=request.first_byte - 4), timeout
+    )
+    with pytest.raises(StreamError):
+        await download.get(SimpleNamespace(GetParameters=lying), reference(1), 5.0)  # type: ignore[arg-type]
+    assert bytes_of((await download.get(coordinator, reference(1), 5.0)).tensors) == bytes_of(FIRST)  # type: ignore[arg-type]
+    assert coordinator.first_bytes[-1] == 0
+
+
+@pytest.mark.usefixtures("long_models")
+async def test_a_coordinator_that_sends_another_kind_of_stream_makes_the_site_begin_anew() -> None:
+    coordinator, download = BreakingCoordinator(pieces=2), ModelDownload()
+    await download.get(Coordinator(), reference(1), 5.0)  # type: ignore[arg-type]
+    with pytest.raises(PeerLost):
+        await download.get(coordinator, reference(2), 5.0)  # type: ignore[arg-type]
+    coordinator.pieces, coordinator.changes_mind = 100, True
+    tensors = await until_it_is_here(download, coordinator, reference(2))
+    assert bytes_of(tensors) == bytes_of(SECOND)
+    assert coordinator.first_bytes[-1] == 0
+    assert coordinator.sent == ["difference", "whole", "whole"]

@@ -14,6 +14,7 @@ from whole_federation import HONEST, Steps, WholeFederation, running_federation
 
 from client_sdk import Array
 from client_sdk.connections import Services
+from client_sdk.download import Model, ModelReference
 from client_sdk.participation import Participation
 from fl_core.errors import PeerLost
 from fl_core.rounds.plan import RoundPlan
@@ -31,6 +32,9 @@ TWO_MBIT = 250_000
 
 LARGE: dict[str, Array] = {"weight": np.zeros((1000, 300), np.float32)}
 """An upload of 900 kB at 24 bits: 3.6 s at 2 Mbit/s, so it cannot pass between two cuts of 2 s."""
+
+MODEL_BYTES = 1_200_000
+"""Of that model: 4.8 s at 2 Mbit/s."""
 
 BRISK = {"min_seconds": 0.5, "max_seconds": 40.0}
 PHASES = dict.fromkeys(("recruiting", "advertising", "sharing", "signing", "revealing"), BRISK)
@@ -60,6 +64,24 @@ def uploads_through(address: str) -> Callable[[Participation], None]:
     return rewire
 
 
+def downloads_through(address: str) -> Callable[[Participation], None]:
+    """Makes a site get its models from the coordinator at another address than the one that it stays in touch with."""
+
+    def rewire(participation: Participation) -> None:
+        connections, download = participation._connections, participation._download
+        direct = download.get
+        channel = open_channel(address, connections.credentials, Role.COORDINATOR)
+        stub: Any = CoordinatorServiceStub(channel)
+
+        async def get(_coordinator: Any, wanted: ModelReference, timeout_s: float) -> Model:
+            return await direct(stub, wanted, timeout_s)
+
+        changed: Any = download
+        changed.get = get
+
+    return rewire
+
+
 async def run_round(whole: WholeFederation, proxy_address: str, uploading: dict[str, float]) -> Any:
     """One round of a large model, in which one of four sites uploads through a proxy."""
     whole.join(HONEST[0], rewire=uploads_through(proxy_address))
@@ -84,6 +106,21 @@ async def test_an_upload_over_a_slow_link_that_breaks_every_two_seconds_complete
     assert set(report.survivors) == set(HONEST)
     # Resumed, not begun again and again: little more than the payload went over the link.
     assert proxy.passed_bytes < 2 * 900_000
+
+
+async def test_a_download_over_a_slow_link_that_breaks_every_two_seconds_completes(whole: WholeFederation) -> None:
+    faults = Faults(delay_s=0.05, bytes_per_second=TWO_MBIT, cut_every_s=2.0)
+    async with running_proxy(whole.addresses[Role.COORDINATOR], faults) as (proxy, address):
+        whole.join(HONEST[0], rewire=downloads_through(address))
+        for name in HONEST[1:]:
+            whole.join(name, Steps())
+        phases = {**PHASES, "uploading": {"min_seconds": 50.0, "max_seconds": 50.0}}
+        (report,) = await whole.run_job(rounds=1, model=LARGE, phases=phases, cohort={"min": 4, "max": 4})
+        whole.check_exact(report)
+        check_used(proxy, 3)
+    assert set(report.survivors) == set(HONEST)
+    # The model once, and what was on its way when the link broke.
+    assert proxy.passed_bytes < 2 * MODEL_BYTES
 
 
 async def test_a_link_that_corrupts_bytes_changes_no_sum(whole: WholeFederation) -> None:

@@ -199,12 +199,18 @@ class GetParametersRequest(google.protobuf.message.Message):
     MODEL_VERSION_FIELD_NUMBER: builtins.int
     HAVE_DIGEST_FIELD_NUMBER: builtins.int
     ACCEPTS_DIFFERENCE_FIELD_NUMBER: builtins.int
+    FIRST_BYTE_FIELD_NUMBER: builtins.int
+    CHUNK_BYTES_FIELD_NUMBER: builtins.int
     job_id: builtins.str
     model_version: builtins.int
     have_digest: builtins.bytes
     """What the site already has; the coordinator answers with the header alone when it is the same."""
     accepts_difference: builtins.bool
     """Whether the model may come as its exact difference to what the site has, compressed."""
+    first_byte: builtins.int
+    """A stream of this model broke: the site has its bytes before this one, and goes on from here."""
+    chunk_bytes: builtins.int
+    """Size of a chunk that gets through the site's link; the coordinator's own choice when it is 0."""
     def __init__(
         self,
         *,
@@ -212,8 +218,10 @@ class GetParametersRequest(google.protobuf.message.Message):
         model_version: builtins.int = ...,
         have_digest: builtins.bytes = ...,
         accepts_difference: builtins.bool = ...,
+        first_byte: builtins.int = ...,
+        chunk_bytes: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["accepts_difference", b"accepts_difference", "have_digest", b"have_digest", "job_id", b"job_id", "model_version", b"model_version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["accepts_difference", b"accepts_difference", "chunk_bytes", b"chunk_bytes", "first_byte", b"first_byte", "have_digest", b"have_digest", "job_id", b"job_id", "model_version", b"model_version"]) -> None: ...
 
 global___GetParametersRequest = GetParametersRequest
 
