@@ -23,6 +23,9 @@ REACH_BITS = 8
 SUPPORT_BLOCK = 64
 """Coordinates of a block of a block support."""
 
+LEAST_KEPT = 120
+"""Coordinates of a shared support that travel whatever the density: a hundredth of a tiny model would teach nothing."""
+
 
 class Selection(StrEnum):
     """Which coordinates travel."""
@@ -126,7 +129,10 @@ class CodecSpec:
         if self.selection is Selection.BLOCKS:
             whole, rest = divmod(size, SUPPORT_BLOCK)
             # The odd end of a model is never dealt to: it is always part of the support.
-            return min(size, max(1, round(self.density * whole)) * SUPPORT_BLOCK + rest) if whole else size
+            least = -(-LEAST_KEPT // SUPPORT_BLOCK)
+            return min(whole, max(least, round(self.density * whole))) * SUPPORT_BLOCK + rest
+        if self.selection is Selection.RANDOM:
+            return min(size, max(LEAST_KEPT, round(self.density * size)))
         return max(1, round(self.density * size))
 
     def body(self, size: int) -> int:

@@ -173,6 +173,24 @@ def test_one_per_cent_is_less_than_a_two_hundredth_of_floats() -> None:
         assert packed_bytes(codec.length, codec.spec.ring_bits) < 4 * size / 200
 
 
+@pytest.mark.parametrize("selection", [Selection.RANDOM, Selection.BLOCKS])
+def test_of_a_tiny_model_so_much_travels_that_it_learns(selection: Selection) -> None:
+    spec = CodecSpec(1.0, 8, 12, selection=selection, density=0.01)
+    for size in (0, 1, 62, 120):
+        assert spec.kept(size) == size
+    assert 120 <= spec.kept(10_000) < 200
+    assert 900 <= spec.kept(100_000) < 1100
+
+
+@pytest.mark.parametrize(("size", "factor"), [(10_000, 1e4 / 120 * 120 / 520), (1_000_000, 100 * 1e4 / 10_400)])
+def test_with_feedback_few_coordinates_count_for_less_than_their_rarity(size: int, factor: float) -> None:
+    choice = read_codec({"bits": 12, "selection": "random", "density": 0.01, "feedback": 0.3})
+    codec = UpdateCodec(choose_codec(choice, SITES), TensorManifest((TensorSpec("w", "float32", (size,)),)), 10)
+    decoder = codec.open_sum(codec.encode(np.zeros(size, np.float32), 10, os.urandom)[: codec.header_length], 1)
+    mean = decoder.expand(np.ones(codec.length - codec.header_length, np.float32))
+    assert mean[mean != 0].mean() == pytest.approx(factor, rel=0.02)
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_the_length_is_what_the_plan_says(name: str) -> None:
     for size in (0, 1, 63, 64, 65, 1000, 100_000):
