@@ -21,8 +21,6 @@ OPTIONS: tuple[Option, ...] = (
     ("grpc.max_connection_idle_ms", 100),
     # Room for the records of TLS that it sends, on each connection: it only sends answers of a few bytes.
     ("grpc.tsi.max_frame_size", 1 << 12),
-    # Uploads come from many at once: what gRPC reads ahead of each is half of what it is elsewhere.
-    ("grpc.http2.lookahead_bytes", 1 << 17),
 )
 
 
