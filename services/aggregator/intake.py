@@ -23,7 +23,7 @@ from services.runtime.streams import next_message
 IDLE_S = 0.25
 """An upload that is silent for longer gives its place to another one, until it goes on."""
 
-SPARE_SENDERS = 4
+SPARE_SENDERS = 2
 """Uploads that may send beyond those that are received now: their first bytes are here when a place is free."""
 
 StreamPart = aggregator_pb2.UpdateParametersRequest | aggregator_pb2.SubmitMaskRequest

@@ -19,6 +19,9 @@ from services.runtime.warm_up import warm_sums
 OPTIONS: tuple[Option, ...] = (
     # A site that uploaded, or waits for its time to, holds no connection: each costs about 100 KB.
     ("grpc.max_connection_idle_ms", 100),
+    # Half of what gRPC reads ahead elsewhere, as uploads come from many at once. A far site keeps its speed: while a
+    # chunk is awaited, its rest is in the window too.
+    ("grpc.http2.lookahead_bytes", 1 << 17),
     # Room for the records of TLS that it sends, on each connection: it only sends answers of a few bytes.
     ("grpc.tsi.max_frame_size", 1 << 12),
 )

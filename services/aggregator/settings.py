@@ -29,7 +29,7 @@ class AggregatorSettings(ServiceSettings):
     memory_budget_bytes: int = Field(default=16 << 20, ge=0)
     max_sessions: int = Field(default=16, ge=1)
     max_sum_bytes: int = Field(default=8 << 30, ge=1)
-    max_uploads: int = Field(default=8, ge=1)
+    max_uploads: int = Field(default=6, ge=1)
     max_waiting_uploads: int = Field(default=8, ge=1)
     max_partial_uploads: int = Field(default=256, ge=0)
     streams_per_caller: int = Field(default=4, ge=1)
