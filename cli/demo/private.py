@@ -43,6 +43,13 @@ def budget_in_words(report: Mapping[str, object]) -> str:
     )
 
 
+def cost_in_words(report: Mapping[str, object], sites: int) -> str:
+    """One line about what the budget costs in accuracy, and what would change it."""
+    if report["unit_of_privacy"] == "site":
+        return f"the noise of a mean falls with the number of sites: {sites} are few, a hundred or more pay little"
+    return "the noise falls with the number of samples at each site: these sites have few"
+
+
 def _local_cost(samples: int, batch: int, epochs: int) -> tuple[float, int]:
     rate = min(1.0, batch / samples)
     return rate, epochs * ceil(1 / rate)

@@ -6,7 +6,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from cli.demo.private import budget_in_words
+from cli.demo.private import budget_in_words, cost_in_words
 from cli.demo.result import DemoResult
 from cli.demo.view import killed_in_words
 from cli.output import bytes_text, percent_text, seconds_text
@@ -34,8 +34,8 @@ def _rows(result: DemoResult) -> list[tuple[str, Text | str]]:
         ("rounds committed", outcome if not result.detail else f"{outcome}; {result.detail}"),
         ("killed with SIGKILL", killed_in_words(result.killed)),
         ("aggregate", _exactness(result)),
-        *([("privacy", budget_in_words(result.privacy))] if result.privacy is not None else []),
         ("accuracy", _accuracy(result)),
+        *_privacy(result),
         ("aggregation", _aggregation(result)),
         (
             "bytes per site and round",
@@ -43,6 +43,13 @@ def _rows(result: DemoResult) -> list[tuple[str, Text | str]]:
         ),
     ]
     return rows
+
+
+def _privacy(result: DemoResult) -> list[tuple[str, Text | str]]:
+    if result.privacy is None:
+        return []
+    words = cost_in_words(result.privacy, result.sites)
+    return [("privacy", budget_in_words(result.privacy)), ("what it costs", words)]
 
 
 def _exactness(result: DemoResult) -> Text:

@@ -1,5 +1,6 @@
 """The parts of the demo that need no process: data, options, events, the check of exactness, tables and the picture."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -187,6 +188,17 @@ def test_the_summary_says_who_was_killed_and_what_holds(tmp_path: Path) -> None:
     screen.print(render(a_result(tmp_path)))
     text = screen.export_text()
     for claim in ("2 of 3", "1 disconnected", "95.0%", "gone after uploading", "exact", "30.0 kB"):
+        assert claim in text
+
+
+@pytest.mark.parametrize(("unit", "advice"), [("site", "3 are few"), ("sample", "samples at each site")])
+def test_the_summary_of_a_private_demo_says_what_the_budget_costs(tmp_path: Path, unit: str, advice: str) -> None:
+    spent = {"epsilon": 3.99, "delta": 1e-5}
+    report = {"mechanism": "distributed", "unit_of_privacy": unit, "noise_by": "every site", "spent": spent}
+    screen = Console(width=140, record=True)
+    screen.print(render(replace(a_result(tmp_path), privacy=report | {"budget": {"epsilon": 4.0, "delta": 1e-5}})))
+    text = screen.export_text()
+    for claim in (f"epsilon 3.99 of 4 at delta 1e-05 for each {unit}", "noise by every site", advice):
         assert claim in text
 
 
