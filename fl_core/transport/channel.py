@@ -33,6 +33,9 @@ CHANNEL_OPTIONS: tuple[Option, ...] = (
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 5_000),
     ("grpc.enable_http_proxy", 0),
+    # We try again ourselves, with pauses and an end. gRPC's own retries have neither: against a server that closes
+    # connections as calls begin they took gigabytes in seconds.
+    ("grpc.enable_retries", 0),
 )
 
 SERVER_OPTIONS: tuple[Option, ...] = (

@@ -17,8 +17,6 @@ from services.runtime.server import run_program, serve
 from services.runtime.warm_up import warm_sums
 
 OPTIONS: tuple[Option, ...] = (
-    # A site that uploaded, or waits for its time to, holds no connection: each costs about 100 KB.
-    ("grpc.max_connection_idle_ms", 100),
     # Half of what gRPC reads ahead elsewhere, as uploads come from many at once. A far site keeps its speed: while a
     # chunk is awaited, its rest is in the window too.
     ("grpc.http2.lookahead_bytes", 1 << 17),

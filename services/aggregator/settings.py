@@ -16,7 +16,8 @@ class AggregatorSettings(ServiceSettings):
         max_sessions: sessions that may be open at once.
         max_sum_bytes: running sums of all open sessions together.
         max_uploads: uploads that are received at once; the others wait.
-        max_waiting_uploads: uploads that wait for their turn; sites beyond them are told when to come back.
+        max_waiting_uploads: uploads that wait for their turn; about 70 KB each. Sites beyond them are told when
+            to come back.
         max_partial_uploads: uploads that broke off and are kept, so that their sites can go on with them.
         streams_per_caller: streams that one site or service may hold open at once.
         stall_timeout_seconds: longest pause between two messages of a stream.
@@ -30,7 +31,7 @@ class AggregatorSettings(ServiceSettings):
     max_sessions: int = Field(default=16, ge=1)
     max_sum_bytes: int = Field(default=8 << 30, ge=1)
     max_uploads: int = Field(default=6, ge=1)
-    max_waiting_uploads: int = Field(default=8, ge=1)
+    max_waiting_uploads: int = Field(default=1_000, ge=1)
     max_partial_uploads: int = Field(default=256, ge=0)
     streams_per_caller: int = Field(default=4, ge=1)
     stall_timeout_seconds: float = Field(default=30.0, gt=0)

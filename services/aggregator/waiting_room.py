@@ -20,7 +20,7 @@ LONGEST_RETRY_AFTER_S = 30.0
 
 
 class WaitingRoom:
-    """A seat is a call that is open and a connection that is held, about 100 KB; a time to come back costs nothing.
+    """A seat is a call that is open on a connection, about 70 KB; a time to come back costs nothing.
 
     The times follow each other at about the pace at which turns come, so those who come back find seats.
 
@@ -48,7 +48,7 @@ class WaitingRoom:
             raise Overloaded(
                 "many other sites wait to upload",
                 expected=f"at most {self._seats} that wait",
-                fix="close the connection and come back",
+                fix="come back at the time that is said",
                 retry_after_s=self._appoint(),
             )
         self._taken += 1
