@@ -30,8 +30,8 @@ METADATA_KEY = "tacit-error-bin"
 # Metadata has a limit of 8 KiB in all; a text may double when it is quoted and grows by a third in base64.
 _MAX_TEXT_BYTES = 500
 
-LONGEST_RETRY_AFTER_S = 60.0
-"""A service that asks for a longer pause is asked again after this one, in seconds."""
+SHORTEST_RETRY_AFTER_S, LONGEST_RETRY_AFTER_S = 0.01, 60.0
+"""Pauses that a service may ask for, in seconds; it is asked again after the nearest of them."""
 
 _STATUS: dict[type[TacitError], grpc.StatusCode] = {
     errors.TacitError: grpc.StatusCode.INTERNAL,
@@ -159,7 +159,7 @@ def _pause(text: str) -> float | None:
         seconds = float(text)
     except ValueError:
         return None
-    return min(seconds, LONGEST_RETRY_AFTER_S) if seconds >= 0 else None
+    return min(max(seconds, SHORTEST_RETRY_AFTER_S), LONGEST_RETRY_AFTER_S) if seconds >= 0 else None
 
 
 def _rebuild(kind: type[TacitError], texts: dict[str, str]) -> TacitError:

@@ -85,6 +85,16 @@ def test_a_long_error_stays_below_the_limit_of_metadata() -> None:
     assert sum(len(key) + len(value) * 4 / 3 for key, value in status.metadata) + 3 * len(status.details) < 8192
 
 
+@pytest.mark.parametrize(
+    ("asked", "taken"),
+    [(3.5, 3.5), (0.0, 0.01), (1e9, 60.0), (float("inf"), 60.0), (float("nan"), None), (-1.0, None), (None, None)],
+)
+def test_a_pause_that_a_service_asks_for_is_neither_none_nor_for_ever(asked: float | None, taken: float | None) -> None:
+    there = travel(errors.Overloaded("many are here", retry_after_s=asked))
+    assert isinstance(there, errors.Overloaded)
+    assert there.retry_after_s == taken
+
+
 def test_control_characters_of_a_peer_do_not_reach_the_terminal() -> None:
     assert "\x1b" not in str(travel(TacitError("red \x1b[31m alert")))
 
