@@ -16,7 +16,14 @@ from fl_core.codec.tensors import TensorManifest
 from fl_core.errors import CodecError, PeerLost, RemoteProtocolError, StreamError, TacitError
 from fl_core.transport.errors import rpc_errors
 from fl_core.transport.retry import Backoff
-from fl_core.wire.chunks import ChunkReader, ChunkWriter, TensorReader, tensor_bytes
+from fl_core.wire.chunks import (
+    RESUMED_CHUNK_BYTES,
+    SMALLEST_CHUNK_BYTES,
+    ChunkReader,
+    ChunkWriter,
+    TensorReader,
+    tensor_bytes,
+)
 from fl_core.wire.convert import manifest_from_proto
 from fl_core.wire.v1 import coordinator_pb2, tensors_pb2
 
@@ -27,11 +34,6 @@ log = structlog.get_logger(__name__)
 
 LARGEST_DIFFERENCE = 64 << 20
 """Bytes of a model beyond which it is downloaded whole."""
-
-RESUMED_CHUNK_BYTES = 1 << 15
-"""Chunks of a stream that follows one that broke, in bytes; half of that after each stream that brought nothing."""
-
-SMALLEST = 1 << 12
 
 _Parts = AsyncIterator[coordinator_pb2.GetParametersResponse]
 
@@ -202,10 +204,10 @@ class _Arriving:
         arrived = self._receiver.received_bytes if self._receiver else 0
         if arrived > first_byte:
             self._backoff.reset()
-            self._chunk_bytes = min(self._chunk_bytes or RESUMED_CHUNK_BYTES, RESUMED_CHUNK_BYTES)
+            self._chunk_bytes = self._chunk_bytes or RESUMED_CHUNK_BYTES
         else:
             # One that never gets through would be sent for ever.
-            self._chunk_bytes = max(min(self._chunk_bytes // 2 or RESUMED_CHUNK_BYTES, RESUMED_CHUNK_BYTES), SMALLEST)
+            self._chunk_bytes = max(self._chunk_bytes // 2 or RESUMED_CHUNK_BYTES, SMALLEST_CHUNK_BYTES)
 
 
 class _Receiver(Protocol):

@@ -18,7 +18,7 @@ from fl_core.secagg.messages import RingVector
 from fl_core.transport.errors import from_rpc_error, printable
 from fl_core.transport.peer import call_unary
 from fl_core.transport.retry import Backoff
-from fl_core.wire.chunks import chunk_count, chunks_of, upload_chunk_bytes
+from fl_core.wire.chunks import RESUMED_CHUNK_BYTES, chunk_count, chunks_of, upload_chunk_bytes
 from fl_core.wire.v1 import aggregator_pb2, round_pb2, tensors_pb2
 
 if TYPE_CHECKING:
@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     _Call = grpc.aio.StreamUnaryCall[aggregator_pb2.UpdateParametersRequest, aggregator_pb2.UpdateParametersResponse]
 
 QUESTION_TIMEOUT_S = 10.0
-
-RESUMED_CHUNK_BYTES = 1 << 15
-"""Chunks of a stream that follows one that broke, in bytes; half of that after each stream that brought nothing."""
 
 OnChunk = Callable[[int, int], None]
 """Told the index of a chunk that was sent, and how many there are."""

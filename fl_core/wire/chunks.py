@@ -19,8 +19,11 @@ from fl_core.wire.v1 import tensors_pb2
 Buffer = bytes | bytearray | memoryview | npt.NDArray[np.uint8]
 
 DEFAULT_CHUNK_BYTES = 1 << 18
+RESUMED_CHUNK_BYTES = 1 << 15
+"""Chunks of a stream that follows one that broke, in bytes; half of that after each stream that brought nothing."""
+
 SMALLEST_CHUNK_BYTES = 1 << 12
-"""A site shrinks its chunks to this on a bad link, and an aggregator takes none below: each costs it a call."""
+"""Chunks shrink to this on a bad link, in both directions. Services neither take nor make smaller ones: each costs."""
 
 DIGEST_BYTES = 32
 MAX_CHUNKS = (1 << 32) - 1

@@ -4,11 +4,9 @@ from collections.abc import AsyncGenerator, AsyncIterator
 
 from fl_core.errors import StreamError
 from fl_core.rounds.plan import MAX_CHUNK_BYTES
-from fl_core.wire.chunks import chunk_count
+from fl_core.wire.chunks import SMALLEST_CHUNK_BYTES, chunk_count
 from fl_core.wire.v1 import coordinator_pb2 as pb
 from fl_core.wire.v1 import tensors_pb2
-
-SMALLEST_CHUNK_BYTES = 1 << 12
 
 
 async def rest_of(

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from client_sdk.download import SMALLEST, ModelDownload, ModelReference
+from client_sdk.download import ModelDownload, ModelReference
 from fl_core.codec.lossy_difference import DifferenceWriter
 from fl_core.codec.model_difference import encode_difference
 from fl_core.codec.tensors import Tensors, manifest_of
 from fl_core.errors import PeerLost, StreamError
 from fl_core.transport.retry import retry
-from fl_core.wire.chunks import ChunkWriter, model_digest, model_digest_of, tensor_bytes
+from fl_core.wire.chunks import SMALLEST_CHUNK_BYTES, ChunkWriter, model_digest, model_digest_of, tensor_bytes
 from fl_core.wire.convert import manifest_to_proto
 from fl_core.wire.v1 import coordinator_pb2 as pb
 from services.coordinator.going_on import rest_of
@@ -179,7 +179,7 @@ class BreakingCoordinator(Coordinator):
             request.accepts_difference = not request.accepts_difference
         whole = super().GetParameters(request, timeout)
         self.first_bytes.append(request.first_byte)
-        return BreakingCall(self, rest_of(whole.__aiter__(), request.first_byte, SMALLEST))
+        return BreakingCall(self, rest_of(whole.__aiter__(), request.first_byte, SMALLEST_CHUNK_BYTES))
 
 
 class BreakingCall:
@@ -228,7 +228,9 @@ async def test_a_download_that_breaks_goes_on_from_the_byte_that_arrived(version
     tensors = await until_it_is_here(download, coordinator, reference(version))
     assert bytes_of(tensors) == bytes_of(SECOND if version == 2 else FIRST)
     assert coordinator.sent == ["difference" if version == 2 else "whole"] * len(coordinator.sent)
-    assert coordinator.first_bytes == [2 * SMALLEST * number for number in range(len(coordinator.first_bytes))]
+    assert coordinator.first_bytes == [
+        2 * SMALLEST_CHUNK_BYTES * number for number in range(len(coordinator.first_bytes))
+    ]
     # No byte came twice.
     assert len(coordinator.first_bytes) >= 4
     assert coordinator.passed_bytes <= 36_000

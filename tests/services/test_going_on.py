@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from fl_core.errors import StreamError
-from fl_core.wire.chunks import ChunkReader, ChunkWriter
+from fl_core.wire.chunks import SMALLEST_CHUNK_BYTES, ChunkReader, ChunkWriter
 from fl_core.wire.v1 import coordinator_pb2 as pb
-from services.coordinator.going_on import SMALLEST_CHUNK_BYTES, rest_of
+from services.coordinator.going_on import rest_of
 
 CONTENT = np.random.default_rng(4).bytes(50_001)
 
