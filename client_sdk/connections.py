@@ -101,6 +101,11 @@ class Connections:
         return cast("CoordinatorServiceAsyncStub", CoordinatorServiceStub(self._coordinator.channel))
 
     @property
+    def replicas(self) -> int:
+        """How many coordinators this site knows."""
+        return len(self._addresses)
+
+    @property
     def coordinator_address(self) -> str:
         """host:port of the replica that is called now."""
         return self._addresses[self._place]

@@ -17,6 +17,7 @@ from client_sdk.leaving import reason_of
 from client_sdk.network import Network
 from client_sdk.observer import SiteObserver, tell
 from client_sdk.privacy import PrivacyLedger
+from client_sdk.reconnecting import Reconnecting
 from client_sdk.spool import UpdateSpool
 from client_sdk.trainer import Trainer
 from client_sdk.training import TrainerThread
@@ -25,7 +26,6 @@ from fl_core.errors import IdentityError, InternalError, PeerLost, PermissionRef
 from fl_core.rounds.plan import RoundPlan
 from fl_core.transport.errors import rpc_errors
 from fl_core.transport.peer import call_unary
-from fl_core.transport.retry import Backoff
 from fl_core.transport.tls import Credentials
 from fl_core.transport.tracing import continued
 from fl_core.wire.convert import (
@@ -40,9 +40,6 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-LONGEST_PAUSE_S = 30.0
-STEADY_S = 10.0
-"""A connection that held this long was a good one: the next pause is short again."""
 LEAVE_TIMEOUT_S = 5.0
 MAX_EVALUATIONS = 4
 INSTANCE_BYTES = 16
@@ -113,12 +110,12 @@ class Participation:
 
     async def _stay_connected(self, tasks: asyncio.TaskGroup) -> None:
         loop = asyncio.get_running_loop()
-        backoff = Backoff(max_s=LONGEST_PAUSE_S)
+        pauses = Reconnecting(self._connections.replicas)
         while True:
             began = loop.time()
             try:
                 await self._watch(tasks)
-                backoff.reset()
+                pauses.reset()
                 continue
             except PermissionRefused:
                 raise
@@ -129,9 +126,8 @@ class Participation:
                     raise
                 log.warning("coordinator_lost", coordinator=self._connections.coordinator_address, error=str(error))
                 self._connections.turn(error)
-            if loop.time() - began > STEADY_S:
-                backoff.reset()
-            await asyncio.sleep(backoff.next_delay())
+                pause_s = pauses.next_delay(error, loop.time() - began)
+            await asyncio.sleep(pause_s)
 
     async def _watch(self, tasks: asyncio.TaskGroup) -> None:
         coordinator = await self._connections.connect()

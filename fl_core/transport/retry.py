@@ -15,7 +15,7 @@ T = TypeVar("T")
 Uniform = Callable[[float, float], float]
 
 # Jitter spreads load and protects nothing, so no cryptographic generator is needed.
-_uniform: Uniform = random.SystemRandom().uniform
+draw_uniform: Uniform = random.SystemRandom().uniform
 
 
 @dataclass(slots=True)
@@ -33,7 +33,7 @@ class Backoff:
 
     first_s: float = 0.1
     max_s: float = 5.0
-    uniform: Uniform = _uniform
+    uniform: Uniform = draw_uniform
     _failures: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
