@@ -45,11 +45,19 @@ def _data_pointer(context: Any, builder: Any, array_type: Any, array: Any) -> An
     return cgutils.create_struct_proxy(array_type)(context, builder, array).data  # type: ignore[no-untyped-call]
 
 
+def _key_scope(module: Any) -> Any:
+    """What marks a key schedule: no store of this file goes there, so that keys stay in registers over whole loops."""
+    domain = module.add_metadata([ir.MetaDataString(module, "masks")])
+    scope = module.add_metadata([ir.MetaDataString(module, "key schedules"), domain])
+    return module.add_metadata([scope])
+
+
 def _round_key(builder: Any, keys: Any, number: int, vector: ir.VectorType) -> Any:
     """The round key, repeated to fill the register."""
     pointer = builder.bitcast(builder.gep(keys, [ir.Constant(_I64, 2 * number)]), _X128.as_pointer())
     key = builder.load(pointer)
     key.align = 8
+    key.set_metadata("alias.scope", _key_scope(builder.module))
     return _repeat(builder, key, vector)
 
 
@@ -110,6 +118,7 @@ def _load(builder: Any, pointer: Any, vector: ir.VectorType) -> Any:
 def _store(builder: Any, value: Any, pointer: Any, align: int = 8) -> None:
     stored = builder.store(value, builder.bitcast(pointer, value.type.as_pointer()))
     stored.align = align
+    stored.set_metadata("noalias", _key_scope(builder.module))
 
 
 def _combine(
@@ -250,7 +259,7 @@ def _keystream_half(_typing: Any, keys: Any, high: Any, low: Any, half: Any) -> 
 
 @intrinsic
 def _expand_key(_typing: Any, key: Any, out: Any) -> Any:
-    """FIPS 197 key expansion by AESKEYGENASSIST: key (2,) uint64 -> out (22,) uint64."""
+    """FIPS 197 key expansion by AESKEYGENASSIST: the first two uint64 of key -> out (22,) uint64."""
     signature = types.void(key, out)
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -288,19 +297,26 @@ def combine_aesni(accumulator: Any, keys: Any, negative: Any, skip: Any, high: A
 
     Args:
         accumulator: (d,) uint8, uint16, uint32 or uint64, contiguous; changed in place, modulo its lane.
-        keys: (m, 2) uint64, each key's sixteen bytes as two little-endian words.
-        negative: (m,) uint8, 0 to add the mask and 1 to subtract it.
+        keys: 16 * m bytes, each key after the one before.
+        negative: m bytes, 0 to add the mask and 1 to subtract it.
         skip: int64, words of the first cipher block that stand before accumulator[0]; less than a block.
-        high: uint64, upper half of the number of the first cipher block.
-        low: uint64, lower half; the accumulator must end before its next multiple of 2**40.
+        high: int64, the bits of the upper half of the number of the first cipher block.
+        low: int64, those of the lower half; the accumulator must end before its next multiple of 2**40.
     """
-    _combine_aesni(accumulator, _round_keys(keys), negative, skip, high, low)
+    signs = np.frombuffer(negative, np.uint8)
+    _combine_aesni(accumulator, _round_keys(keys), signs, skip, np.uint64(high), np.uint64(low))
 
 
 @njit(nogil=True, cache=True)
 def combine_vaes(accumulator: Any, keys: Any, negative: Any, skip: Any, high: Any, low: Any) -> None:
     """As `combine_aesni`, thirty-two cipher blocks at a time, two of their rounds from a table."""
-    round_keys = _round_keys(keys)
+    _combine_vaes(
+        accumulator, _round_keys(keys), np.frombuffer(negative, np.uint8), skip, np.uint64(high), np.uint64(low)
+    )
+
+
+@njit(nogil=True, cache=True)
+def _combine_vaes(accumulator: Any, round_keys: Any, negative: Any, skip: Any, high: Any, low: Any) -> None:
     lane_bytes = np.int64(accumulator.itemsize)
     place = np.int64(low % np.uint64(GROUP_BLOCKS))
     head, end = _whole_strides(accumulator, skip, place, _VAES_STRIDE_BYTES, _VAES_STRIDE_BYTES)
@@ -321,10 +337,11 @@ def combine_vaes(accumulator: Any, keys: Any, negative: Any, skip: Any, high: An
 
 @njit(nogil=True, cache=True)
 def _round_keys(keys: Any) -> Any:
-    """(m, 2) uint64 keys -> (m, 22) uint64 key schedules."""
-    out = np.empty((keys.shape[0], ROUND_KEY_WORDS), np.uint64)
-    for row in range(keys.shape[0]):
-        _expand_key(keys[row], out[row])  # type: ignore[call-arg]
+    """16 * m bytes of keys -> (m, 22) uint64 key schedules."""
+    words = np.frombuffer(keys, np.uint64)
+    out = np.empty((len(words) // 2, ROUND_KEY_WORDS), np.uint64)
+    for row in range(out.shape[0]):
+        _expand_key(words[2 * row :], out[row])  # type: ignore[call-arg]
     return out
 
 
