@@ -9,12 +9,20 @@ from typing import Any, TypeVar
 
 import pytest
 from postgres_server import find_binaries, running_postgres
+from precompile import precompile
 
 from fl_core.transport.authority import CERTIFICATE_DAYS, CertificateAuthority, IssuedFiles
 from fl_core.transport.identity import Role, TrustStore
 from fl_core.transport.tls import Credentials, load_trust
 
 S = TypeVar("S")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Compile once before the workers of a whole run start; a run of a few tests in one process needs little of it."""
+    if getattr(session.config.option, "numprocesses", None):
+        precompile()
 
 
 @dataclass(frozen=True)

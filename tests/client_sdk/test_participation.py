@@ -40,7 +40,8 @@ async def soon(condition: Callable[[], bool]) -> None:
 
 
 async def left(cluster: Cluster) -> tuple[str, str, str]:
-    return await asyncio.wait_for(cluster.coordinator.left.get(), 20)
+    """Who left, why and in what words. Longer than the schedule of a plan: gRPC may lose an early refusal."""
+    return await asyncio.wait_for(cluster.coordinator.left.get(), 60)
 
 
 class Events(SiteObserver):

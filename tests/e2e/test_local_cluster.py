@@ -27,7 +27,12 @@ START_S = 60.0
 def running_up(workdir: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], dict[str, object]]]:
     """`tacit up --json`, and what it printed when it was ready."""
     command = [sys.executable, "-m", "cli", "up", "--workdir", str(workdir), "--json", *options]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # What a script starts in the background ignores SIGINT, and so would we, and those whom we start.
+    ours = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, ours)
     try:
         assert process.stdout is not None
         assert select.select([process.stdout], [], [], START_S)[0], "not ready in time"
