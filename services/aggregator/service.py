@@ -110,8 +110,12 @@ class AggregatorService(aggregator_pb2_grpc.AggregatorServiceServicer):
         """Site: what became of my upload, and from where may I go on with it?"""
         session = self._sessions.get(session_id_from_proto(request.session_id))
         check_site(session.plan, caller(context), request.index)
+        upload = session.upload_of(request.index)
+        if upload is None:
+            # gRPC may lose the status of a stream that is refused early: whoever asks must hear that it is too late.
+            session.check_collecting()
         kept = self._partial.kept(UploadKey(session.plan.session_id, request.index))
-        return _upload_state(session.upload_of(request.index), kept)
+        return _upload_state(upload, kept)
 
     async def OpenAggregation(  # noqa: N802
         self, request: aggregator_pb2.OpenAggregationRequest, context: Context

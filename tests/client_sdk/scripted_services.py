@@ -179,11 +179,14 @@ class ScriptedAggregator(aggregator_pb2_grpc.AggregatorServiceServicer):
         self.breaks = 0
         self.loses_answers = 0
         self.refusal: TacitError | None = None
+        self.loses_refusals = False
         self.asked = 0
 
     async def UpdateParameters(self, request_iterator: Any, context: Any) -> Any:
         header = (await anext(request_iterator)).header
         self.headers.append(header)
+        if self.refusal is not None and self.loses_refusals:
+            await context.abort(grpc.StatusCode.INTERNAL, "Internal error from Core")
         if self.refusal is not None:
             await refuse(context, self.refusal)
         await context.send_initial_metadata(())
@@ -213,6 +216,8 @@ class ScriptedAggregator(aggregator_pb2_grpc.AggregatorServiceServicer):
     async def GetUpload(self, request: Any, context: Any) -> Any:
         self.asked += 1
         payload = self.uploads[request.session_id].get(request.index)
+        if payload is None and self.refusal is not None:
+            await refuse(context, self.refusal)
         if payload is None:
             return aggregator_pb2.GetUploadResponse(state=aggregator_pb2.UPLOAD_STATE_ABSENT)
         return aggregator_pb2.GetUploadResponse(state=aggregator_pb2.UPLOAD_STATE_ACCEPTED, upload_sha256=_sha(payload))

@@ -40,7 +40,6 @@ async def soon(condition: Callable[[], bool]) -> None:
 
 
 async def left(cluster: Cluster) -> tuple[str, str, str]:
-    """Who left, why and in what words. Longer than the schedule of a plan: gRPC may lose an early refusal."""
     return await asyncio.wait_for(cluster.coordinator.left.get(), 60)
 
 
@@ -219,6 +218,18 @@ async def test_an_upload_after_the_end_says_which_phase_was_missed(cluster: Clus
     take_part(cluster.config("alpha", policy=policy), Ticking())
     cluster.coordinator.invite(cluster.plain_plan("alpha"))
     assert (await left(cluster))[1] == "upload_timeout"
+
+
+async def test_a_site_whose_refusal_got_lost_asks_for_it_and_sends_nothing_again(
+    cluster: Cluster, take_part: TakePart
+) -> None:
+    policy = SitePolicy(require_secure_aggregation=False, min_cohort=1)
+    cluster.aggregator.refusal = SessionFrozen("the uploads are closed")
+    cluster.aggregator.loses_refusals = True
+    take_part(cluster.config("alpha", policy=policy), Ticking())
+    cluster.coordinator.invite(cluster.plain_plan("alpha"))
+    assert (await left(cluster))[1] == "upload_timeout"
+    assert len(cluster.aggregator.headers) == 1
 
 
 async def test_the_next_attempt_reuses_the_trained_update(cluster: Cluster, take_part: TakePart) -> None:

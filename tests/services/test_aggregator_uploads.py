@@ -121,7 +121,9 @@ async def test_a_late_upload_is_refused_and_changes_nothing(cluster: Cluster) ->
     await assert_sum_of(cluster, plan, [0, 1, 2, 3])
     with pytest.raises(SessionFrozen, match="frozen"):
         await sites[4].upload()
-    assert (await sites[4].upload_state()).state == aggregator_pb2.UPLOAD_STATE_ABSENT
+    with pytest.raises(SessionFrozen, match="frozen"):
+        await sites[4].upload_state()
+    assert (await sites[0].upload_state()).state == aggregator_pb2.UPLOAD_STATE_ACCEPTED
 
 
 async def test_an_upload_that_is_in_flight_at_the_freezing_is_refused(cluster: Cluster) -> None:
