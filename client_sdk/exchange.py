@@ -73,7 +73,11 @@ class KeyExchange:
         ready = await asyncio.to_thread(self._sealed[0].step, relayed_shares_from_proto(relayed))
         on_shared()
         expanded = await asyncio.to_thread(ready.expand_mask)
-        log.info("masks_expanded", masks=len(expanded.participants), engine=engine_for(0).name)
+        log.info(
+            "masks_expanded",
+            masks=len(expanded.participants),
+            engine=engine_for(len(expanded.participants) * expanded.mask.nbytes).name,
+        )
         return expanded
 
     async def _converse(self, call: "_Call") -> secagg_pb2.RelayedShares:

@@ -11,7 +11,6 @@ Source: NIST SP 800-38A, section 6.5. The counter starts at zero: a key makes on
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -33,7 +32,7 @@ __all__ = [
 
 MASK_KEY_BYTES = 16
 COMPILED_FROM_BYTES = 4_000_000
-"""Bytes of masks in the life of a process from which loading compiled code pays."""
+"""Bytes of masks at once from which loading compiled code pays."""
 
 _LANES = tuple(np.dtype(name) for name in ("<u1", "<u2", "<u4", "<u8"))
 
@@ -116,27 +115,16 @@ def combine_masks(
     """
     _check(accumulator, keys, negative, start)
     if keys and accumulator.size:
-        mask_bytes = len(keys) * accumulator.nbytes
-        chosen = engine or engine_for(mask_bytes)
+        chosen = engine or engine_for(len(keys) * accumulator.nbytes)
         chosen.combine(accumulator, keys, negative, start)
-        _past.mask_bytes += mask_bytes
-
-
-@dataclass(slots=True)
-class _Past:
-    """Masks that this process has made. Threads may lose a count, which changes a moment and no result."""
-
-    mask_bytes: int = 0
-
-
-_past = _Past()
 
 
 def engine_for(mask_bytes: int) -> MaskEngine:
-    """What makes so many bytes of masks more: the fastest engine of this processor, or OpenSSL while all is little."""
-    # The first use of compiled code in a process costs most of a second: little work is done before that is earned.
-    is_earned = _past.mask_bytes + mask_bytes >= COMPILED_FROM_BYTES or "fl_core.crypto.kernels_aes" in sys.modules
-    return best_engine() if is_earned else load_engine("openssl")
+    """What makes so many bytes of masks: the fastest engine of this processor, or OpenSSL for little work."""
+    # The first use of compiled code in a process costs most of a second and 70 MB: a site with a small model, which
+    # never has much to do at once, is spared both for good.
+    is_worth_it = mask_bytes >= COMPILED_FROM_BYTES or "fl_core.crypto.kernels_aes" in sys.modules
+    return best_engine() if is_worth_it else load_engine("openssl")
 
 
 def _check(accumulator: RingVector, keys: Sequence[bytes], negative: Sequence[bool], start: int) -> None:
