@@ -17,7 +17,7 @@ from fl_core.rounds.plan import RoundPlan
 from fl_core.secagg.client import CollectingDirectory, CollectingShares, MaskExpanded, advertise
 from fl_core.secagg.context import Entropy, RosterVerifier, Signer
 from fl_core.secagg.messages import KeyDirectory, SealedShares
-from fl_core.transport.errors import rpc_errors
+from fl_core.transport.true_status import call_errors
 from fl_core.wire.convert import (
     advertisement_to_proto,
     directory_from_proto,
@@ -65,7 +65,7 @@ class KeyExchange:
         """
         call = keyserver.ExchangeKeys(timeout=timeout_s)
         try:
-            with rpc_errors():
+            async with call_errors(call):
                 relayed = await self._converse(call)
         finally:
             call.cancel()

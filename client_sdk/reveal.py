@@ -16,7 +16,7 @@ from fl_core.secagg.client import AwaitingProof, AwaitingSurvivors
 from fl_core.secagg.inclusion import check_included
 from fl_core.secagg.messages import ConsistencyProof, RevealedShares, SurvivorSet, SurvivorSignature
 from fl_core.secagg.noise_seeds import excess_parts, part_keys
-from fl_core.transport.errors import rpc_errors
+from fl_core.transport.true_status import call_errors
 from fl_core.wire.convert import (
     inclusion_path_from_proto,
     proof_from_proto,
@@ -89,7 +89,7 @@ class Unmasking:
         """
         call = keyserver.RevealShares(timeout=timeout_s)
         try:
-            with rpc_errors():
+            async with call_errors(call):
                 await self._converse(call)
         finally:
             call.cancel()

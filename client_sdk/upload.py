@@ -15,9 +15,10 @@ from fl_core.errors import Overloaded, RemoteProtocolError, SessionFrozen, Tacit
 from fl_core.rounds.plan import RoundPlan
 from fl_core.rounds.uploads import upload_payload
 from fl_core.secagg.messages import RingVector
-from fl_core.transport.errors import from_rpc_error, printable
+from fl_core.transport.errors import printable
 from fl_core.transport.peer import call_unary
 from fl_core.transport.retry import Backoff
+from fl_core.transport.true_status import call_errors
 from fl_core.wire.chunks import RESUMED_CHUNK_BYTES, chunk_count, chunks_of, upload_chunk_bytes
 from fl_core.wire.v1 import aggregator_pb2, round_pb2, tensors_pb2
 
@@ -162,12 +163,11 @@ class Sending:
         )
         call = self._aggregator.UpdateParameters(timeout=self._timeout_s)
         try:
-            if await self._write_all(call, header):
-                await call.done_writing()
-            # Also after a failed write: only the response knows why.
-            return await call
-        except grpc.RpcError as error:
-            raise from_rpc_error(error) from error
+            async with call_errors(call):
+                if await self._write_all(call, header):
+                    await call.done_writing()
+                # Also after a failed write: only the response knows why.
+                return await call
         finally:
             call.cancel()
 

@@ -73,8 +73,9 @@ _MEANING: dict[grpc.StatusCode, type[TacitError]] = {
     grpc.StatusCode.UNIMPLEMENTED: RemoteProtocolError,
 }
 
-# gRPC masks the true status of a broken upload with these texts (grpc issue 36066).
-_BROKEN_CONNECTION = ("Internal error from Core", "RST_STREAM", "Stream removed", "Socket closed", "Connection reset")
+# What gRPC puts over the true status of a stream that ends while it is sent (grpc issue 36066): see `true_status`.
+_MASK = "Internal error from Core"
+_BROKEN_CONNECTION = (_MASK, "RST_STREAM", "Stream removed", "Socket closed", "Connection reset")
 _UNTRUSTED_PEER = ("CERTIFICATE_VERIFY_FAILED", "is not in peer certificate", "Hostname Verification Check failed")
 
 
@@ -114,6 +115,11 @@ def from_rpc_error(error: grpc.RpcError) -> TacitError:
     if not isinstance(error, grpc.aio.AioRpcError):
         return PeerLost("the call failed", got=type(error).__name__)
     return _from_metadata(error) or _from_code(error.code(), error.details() or "")
+
+
+def is_masked(error: grpc.aio.AioRpcError) -> bool:
+    """Whether the status is one that gRPC made up because a write failed."""
+    return error.code() is grpc.StatusCode.INTERNAL and _MASK in (error.details() or "")
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 from fl_core.errors import TacitError
 from fl_core.transport.errors import rpc_errors
+from fl_core.transport.true_status import call_errors
 
 Response = TypeVar("Response")
 Request = TypeVar("Request")
@@ -67,7 +68,7 @@ async def converse(
     source = _Watched(requests)
     call: Any = method(source.messages(), timeout=timeout_s)
     try:
-        with rpc_errors():
+        async with call_errors(call):
             async for response in call:
                 yield response
     except (asyncio.CancelledError, TacitError):
@@ -93,9 +94,10 @@ async def send_stream(
         TacitError: as `call_unary`. After a broken stream PeerLost says nothing about what the peer has received.
     """
     source = _Watched(requests)
+    call = method(source.messages(), timeout=timeout_s)
     try:
-        with rpc_errors():
-            return await method(source.messages(), timeout=timeout_s)
+        async with call_errors(call):
+            return await call
     except (asyncio.CancelledError, TacitError):
         # gRPC turns an error of the request iterator into a bare cancellation.
         if source.error is not None:

@@ -28,8 +28,8 @@ from fl_core.secagg.directory import advertisement_statement
 from fl_core.secagg.inclusion import UploadTree
 from fl_core.secagg.messages import SurvivorSet
 from fl_core.secagg.transcript import frozen_body, sign_part
-from fl_core.transport.errors import rpc_errors
 from fl_core.transport.identity import Role
+from fl_core.transport.true_status import call_errors
 from fl_core.wire.convert import advertisement_from_proto, advertisement_to_proto, part_to_proto
 from fl_core.wire.v1 import aggregator_pb2, coordinator_pb2, keyserver_pb2, round_pb2, tensors_pb2
 from services.aggregator.session import AggregationSession
@@ -484,7 +484,7 @@ async def hello(kind: Any, plan: RoundPlan, index: int) -> AsyncIterator[Message
 async def refusal(call: Any) -> TacitError:
     """The error of a call, of either kind."""
     try:
-        with rpc_errors():
+        async with call_errors(call):
             # A stream whose reader finds the end has its status for those who read on.
             await (anext(aiter(call)) if hasattr(call, "__aiter__") else call)
     except TacitError as error:

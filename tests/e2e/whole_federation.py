@@ -29,8 +29,8 @@ from fl_core.rounds.machine import RoundState
 from fl_core.rounds.plan import RoundPlan
 from fl_core.rounds.report import RoundReport
 from fl_core.transport.channel import open_channel
-from fl_core.transport.errors import rpc_errors
 from fl_core.transport.identity import Role
+from fl_core.transport.peer import send_stream
 from fl_core.transport.tls import Credentials, LiveCredentials
 from fl_core.wire.chunks import tensor_writer
 from fl_core.wire.convert import manifest_to_proto, report_from_proto
@@ -276,8 +276,7 @@ class WholeFederation:
             for part in parts:
                 yield part
 
-        with rpc_errors():
-            return str((await self._operator().SubmitJob(stream(), timeout=10)).job_id)
+        return str((await send_stream(self._operator().SubmitJob, stream(), timeout_s=10)).job_id)
 
     async def watch(self, job_id: str, patience_s: float = 60.0) -> list[RoundReport]:
         """The reports of a job, once it has completed."""

@@ -126,9 +126,8 @@ def update_parts(count: int) -> Any:
 
 async def test_an_error_inside_a_task_group_reaches_the_caller_as_itself(serving: Any, connect: Any) -> None:
     async with serving() as address, connect(address, Role.SITE, "a") as stub:
-        with pytest.raises((SessionFrozen, PeerLost)) as caught:
+        with pytest.raises(SessionFrozen):
             await send_stream(stub.UpdateParameters, update_parts(3), timeout_s=5)
-        assert isinstance(caught.value, SessionFrozen) or caught.value.retryable
 
 
 async def test_an_error_of_the_sender_is_raised_at_the_sender(serving: Any, connect: Any) -> None:

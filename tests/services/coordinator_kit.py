@@ -26,6 +26,7 @@ from fl_core.secagg.transcript import frozen_body, sign_part
 from fl_core.transport.channel import open_channel
 from fl_core.transport.errors import rpc_errors
 from fl_core.transport.identity import Role
+from fl_core.transport.peer import send_stream
 from fl_core.wire.chunks import ChunkWriter, TensorReader, tensor_writer
 from fl_core.wire.convert import (
     aggregate_to_proto,
@@ -211,8 +212,7 @@ async def report_aggregate(
         if whole:
             yield coordinator_pb2.ReportAggregateRequest(trailer=writer.trailer)
 
-    with rpc_errors():
-        await stub.ReportAggregate(parts(), timeout=10)
+    await send_stream(stub.ReportAggregate, parts(), timeout_s=10)
 
 
 class ScriptedKeyServer(keyserver_pb2_grpc.KeyServerServiceServicer):
@@ -488,8 +488,7 @@ async def submit(
         for part in parts[: len(parts) - drop_parts]:
             yield part
 
-    with rpc_errors():
-        return await stub.SubmitJob(stream(), timeout=30)
+    return await send_stream(stub.SubmitJob, stream(), timeout_s=30)
 
 
 @asynccontextmanager

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import os
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -36,7 +36,9 @@ from fl_core.secagg.transcript import frozen_body, sign_part
 from fl_core.transport.channel import open_channel
 from fl_core.transport.errors import rpc_errors
 from fl_core.transport.identity import Role, RosterTrust
+from fl_core.transport.peer import send_stream
 from fl_core.transport.tls import Credentials, LiveCredentials
+from fl_core.transport.true_status import call_errors
 from fl_core.wire import convert
 from fl_core.wire.chunks import ChunkReader, ChunkWriter, stream_parts
 from fl_core.wire.v1 import (
@@ -244,20 +246,11 @@ class Cluster:
             return [event.upload async for event in stub.WatchAggregation(request, timeout=20)]
 
 
-async def sent(aggregator: Any, requests: Callable[[], Any]) -> bytes:
-    """Send one upload; the digest that the aggregator acknowledged.
-
-    gRPC loses the status of some client streams that are refused early. The refusal itself stands, so that the same
-    stream is sent again until its status comes through.
-    """
-    for _ in range(5):
-        try:
-            with rpc_errors():
-                return (await aggregator.UpdateParameters(requests(), timeout=20)).upload_sha256
-        except PeerLost as error:
-            if "broke" not in error.what:
-                raise
-    raise PeerLost("the aggregator cannot be reached")
+async def sent(aggregator: Any, requests: AsyncIterator[aggregator_pb2.UpdateParametersRequest]) -> bytes:
+    """Send one upload; the digest that the aggregator acknowledged."""
+    answer = await send_stream(aggregator.UpdateParameters, requests, timeout_s=20)
+    digest: bytes = answer.upload_sha256
+    return digest
 
 
 @dataclass
@@ -291,7 +284,7 @@ class FakeSite:
         """Rounds 0 and 1. `stop_after` is "keys" or "shares": the stream is cancelled after that message."""
         collecting, advertisement = advertised or self.advertised()
         call = self.keyserver.ExchangeKeys(timeout=20)
-        with rpc_errors():
+        async with call_errors(call):
             await call.write(keyserver_pb2.ExchangeKeysRequest(hello=self.hello))
             wire = convert.advertisement_to_proto(advertisement)
             await call.write(keyserver_pb2.ExchangeKeysRequest(advertisement=wire))
@@ -314,7 +307,7 @@ class FakeSite:
         if payload is None:
             vector = self.plain if self.masked is None else self.masked
             payload = upload_payload(self.plan, vector)
-        return await sent(self.aggregator, lambda: upload_requests(self.plan, self.index, payload, **changes))
+        return await sent(self.aggregator, upload_requests(self.plan, self.index, payload, **changes))
 
     async def upload_state(self) -> aggregator_pb2.GetUploadResponse:
         request = aggregator_pb2.GetUploadRequest(session_id=self.plan.session_id, index=self.index)
@@ -325,7 +318,7 @@ class FakeSite:
         """Rounds 3 and 4. `stop_after` is "hello" or "signature"."""
         assert self.awaiting is not None
         call = self.keyserver.RevealShares(timeout=20)
-        with rpc_errors():
+        async with call_errors(call):
             await call.write(keyserver_pb2.RevealSharesRequest(hello=self.hello))
             told = (await read(call)).survivors
             survivors = convert.survivors_from_proto(told)

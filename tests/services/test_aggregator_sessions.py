@@ -27,6 +27,7 @@ from fl_core.errors import (
 from fl_core.rounds.plan import PhaseBounds, PhaseSchedule, RoundPlan, ServiceEndpoint
 from fl_core.transport.errors import rpc_errors
 from fl_core.transport.identity import Role
+from fl_core.transport.peer import send_stream
 from fl_core.wire.convert import plan_to_proto
 from fl_core.wire.v1 import aggregator_pb2, status_pb2
 
@@ -53,8 +54,7 @@ async def submit(
     cluster: Cluster, plan: RoundPlan, mask: RingVector, survivors: Any = range(5), by: str = "keys"
 ) -> None:
     stub = await cluster.aggregator(Role.KEYSERVER, by)
-    with rpc_errors():
-        await stub.SubmitMask(mask_requests(plan, survivors, mask), timeout=20)
+    await send_stream(stub.SubmitMask, mask_requests(plan, survivors, mask), timeout_s=20)
 
 
 async def test_the_mask_releases_the_sum_once(cluster: Cluster) -> None:
@@ -100,8 +100,9 @@ async def test_a_truncated_mask_changes_nothing(cluster: Cluster) -> None:
         for part in parts[:-1]:
             yield part
 
-    with pytest.raises(StreamError, match="truncated"), rpc_errors():
-        await (await cluster.aggregator(Role.KEYSERVER, "keys")).SubmitMask(requests(), timeout=10)
+    stub = await cluster.aggregator(Role.KEYSERVER, "keys")
+    with pytest.raises(StreamError, match="truncated"):
+        await send_stream(stub.SubmitMask, requests(), timeout_s=10)
     await submit(cluster, plan, mask)
     np.testing.assert_array_equal(cluster.coordinator.reports[0].vector, plain_sum(plan, range(5)))
 
@@ -110,8 +111,8 @@ async def test_only_the_key_server_of_the_plan_submits_a_mask(cluster: Cluster) 
     plan, sites, mask = await masked(cluster)
     with pytest.raises(PermissionRefused, match="not the service that the plan names"):
         await submit(cluster, plan, mask, by="other-keys")
-    with pytest.raises(PermissionRefused, match="may not call SubmitMask"), rpc_errors():
-        await sites[0].aggregator.SubmitMask(mask_requests(plan, range(5), mask), timeout=10)
+    with pytest.raises(PermissionRefused, match="may not call SubmitMask"):
+        await send_stream(sites[0].aggregator.SubmitMask, mask_requests(plan, range(5), mask), timeout_s=10)
     assert cluster.coordinator.reports == []
 
 

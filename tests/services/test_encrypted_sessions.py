@@ -22,7 +22,6 @@ from fl_core.errors import (
     ConfigError,
     NotEnough,
     NotFound,
-    PeerLost,
     PermissionRefused,
     PlanError,
     SessionFrozen,
@@ -85,15 +84,8 @@ async def upload(cluster: Cluster, plan: RoundPlan, index: int, changed: Upload 
     sent = changed or await encrypted(cluster, plan, index)
     site = await cluster.site(plan, index)
     sending = Sending(site.aggregator, sent, 20.0, lambda *_: None)
-    for _ in range(5):
-        try:
-            await sending.run()
-            return sent
-        except PeerLost as error:
-            # gRPC loses the status of some client streams that are refused early; the refusal itself stands.
-            if "broke" not in error.what:
-                raise
-    raise PeerLost("the aggregator cannot be reached")
+    await sending.run()
+    return sent
 
 
 async def ask(cluster: Cluster, plan: RoundPlan, uploads: Sequence[Upload], data: Sequence[bytes] = ()) -> list[bytes]:

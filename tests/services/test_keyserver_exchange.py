@@ -26,6 +26,7 @@ from fl_core.rounds.plan import PhaseBounds, PhaseSchedule, RoundPlan
 from fl_core.secagg.directory import advertisement_statement
 from fl_core.transport.errors import rpc_errors
 from fl_core.transport.identity import Role
+from fl_core.transport.true_status import call_errors
 from fl_core.wire import convert
 from fl_core.wire.v1 import keyserver_pb2, round_pb2, status_pb2
 
@@ -46,7 +47,7 @@ async def say(site: FakeSite, *messages: keyserver_pb2.ExchangeKeysRequest) -> A
     """Send these messages over one stream and read one response."""
     call = site.keyserver.ExchangeKeys(timeout=20)
     try:
-        with rpc_errors():
+        async with call_errors(call):
             for message in messages:
                 await call.write(message)
             return await read(call)
@@ -210,13 +211,18 @@ async def test_shares_of_the_wrong_length_refuse_the_site(cluster: Cluster) -> N
     others = [asyncio.create_task(site.exchange()) for site in sites[1:]]
     collecting, advertisement = sites[0].advertised()
     call = sites[0].keyserver.ExchangeKeys(timeout=20)
-    await call.write(hello(sites[0]))
-    await call.write(keys(advertisement))
-    _, sealed = collecting.step(convert.directory_from_proto((await read(call)).directory))
-    short = replace(sealed, shares=(replace(sealed.shares[0], ciphertext=b"x" * 40), *sealed.shares[1:]))
-    await call.write(keyserver_pb2.ExchangeKeysRequest(shares=convert.sealed_shares_to_proto(short)))
-    with pytest.raises(RemoteProtocolError, match="sealed share has the wrong size"), rpc_errors():
-        await read(call)
+
+    async def deal_too_little() -> None:
+        async with call_errors(call):
+            await call.write(hello(sites[0]))
+            await call.write(keys(advertisement))
+            _, sealed = collecting.step(convert.directory_from_proto((await read(call)).directory))
+            short = replace(sealed, shares=(replace(sealed.shares[0], ciphertext=b"x" * 40), *sealed.shares[1:]))
+            await call.write(keyserver_pb2.ExchangeKeysRequest(shares=convert.sealed_shares_to_proto(short)))
+            await read(call)
+
+    with pytest.raises(RemoteProtocolError, match="sealed share has the wrong size"):
+        await deal_too_little()
     await asyncio.gather(*others)
     assert await dropouts(cluster, plan) == {0: round_pb2.DROPOUT_REASON_PROTOCOL_VIOLATION}
 

@@ -24,6 +24,7 @@ from fl_core.secagg.inclusion import UploadTree
 from fl_core.secagg.transcript import frozen_body, sign_part
 from fl_core.transport.errors import rpc_errors
 from fl_core.transport.identity import Role
+from fl_core.transport.true_status import call_errors
 from fl_core.wire import convert
 from fl_core.wire.v1 import keyserver_pb2, round_pb2
 from services.keyserver.journal import UnmaskJournal
@@ -55,7 +56,7 @@ async def ask(site: FakeSite, *messages: Any) -> Any:
     """Send these messages of RevealShares over one stream and read a response after each."""
     call = site.keyserver.RevealShares(timeout=20)
     try:
-        with rpc_errors():
+        async with call_errors(call):
             for message in messages:
                 await call.write(message)
                 response = await read(call)
