@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import yaml
 from scripted_services import MODEL, Cluster, Ticking, expected_upload_bytes
+from settling import settle
 
 from client_sdk import Array, Site, SiteObserver, SitePolicy, TrainingContext, TrainResult
 from client_sdk.journal import JOURNAL_NAME, SiteJournal
@@ -267,7 +268,7 @@ async def test_training_that_outlives_its_attempt_serves_the_next_one(cluster: C
     await soon(lambda: len(trainer.contexts) == 1)
     cluster.coordinator.end_attempt(first, round_pb2.ROUND_STATE_ABANDONED)
     cluster.coordinator.invite(second)
-    await asyncio.sleep(0.2)
+    await settle()
     trainer.go.set()
     await cluster.aggregator.wait_for(second, 1)
     assert len(trainer.contexts) == 1
@@ -278,7 +279,7 @@ async def test_a_site_comes_back_after_the_coordinator_was_away(cluster: Cluster
     take_part(cluster.config("alpha", policy=policy), Ticking())
     await soon(lambda: "alpha" in cluster.coordinator.watching)
     await cluster.servers[Role.COORDINATOR].stop(0)
-    await asyncio.sleep(0.3)
+    await settle(0.3)
     port = int(cluster.endpoints[Role.COORDINATOR].address.rpartition(":")[2])
     add = coordinator_pb2_grpc.add_CoordinatorServiceServicer_to_server
     await cluster.listen(Role.COORDINATOR, add, cluster.coordinator, port)
@@ -607,7 +608,7 @@ async def test_a_coordinator_of_another_federation_ends_the_run_with_one_error(
 async def test_a_coordinator_that_is_not_there_yet_is_waited_for(cluster: Cluster, take_part: TakePart) -> None:
     await cluster.servers[Role.COORDINATOR].stop(0)
     task = take_part(cluster.config("alpha"), Ticking())
-    await asyncio.sleep(0.5)
+    await settle(0.5)
     assert not task.done()
 
 

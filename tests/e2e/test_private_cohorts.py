@@ -32,7 +32,7 @@ PHASES: dict[str, object] = dict.fromkeys(("advertising", "sharing", "uploading"
 BUDGET = {"epsilon": 40.0, "delta": DELTA, "clip": 1.0}
 SAMPLED = BUDGET | {"mechanism": "central", "sampling_rate": RATE, "epsilon": 4.0}
 DRAWN_FROM = tuple("abcdef")
-RECRUITING = {"recruiting": {"min_seconds": 0.5, "max_seconds": 20.0}}
+RECRUITING = {"recruiting": {"min_seconds": 3.0, "max_seconds": 20.0}}
 """Six sites are fewer than nobody would wait for, (3 + 6) / 2 / 0.6, and enough to draw from."""
 
 SPLIT_SITES = tuple("abcdefghij")

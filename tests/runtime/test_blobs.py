@@ -7,6 +7,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from settling import settle
 
 from fl_core.errors import ConfigError, NotFound, StorageError
 from services.runtime.blobs import READ_BYTES, BlobStore
@@ -67,7 +68,7 @@ async def test_a_writer_that_is_cancelled_leaves_nothing(tmp_path: Path) -> None
         await asyncio.sleep(60)
 
     task = asyncio.create_task(store.put("a", slow()))
-    await asyncio.sleep(0.1)
+    await settle()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

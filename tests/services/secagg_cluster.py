@@ -13,6 +13,7 @@ from typing import Any
 
 import grpc
 import numpy as np
+from settling import settle
 
 from fl_core.codec.packing import pack, unpack
 from fl_core.codec.spec import CodecSpec
@@ -295,7 +296,7 @@ class FakeSite:
             phase, sealed = collecting.step(convert.directory_from_proto(directory.directory))
             await call.write(keyserver_pb2.ExchangeKeysRequest(shares=convert.sealed_shares_to_proto(sealed)))
             if stop_after == "shares":
-                await asyncio.sleep(0.1)
+                await settle()
                 call.cancel()
                 return
             relayed = convert.relayed_shares_from_proto((await read(call)).shares)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from secagg_cluster import Cluster, plain_sum, running_cluster
+from settling import settle
 
 from fl_core.errors import Overloaded, RemoteProtocolError, SessionFrozen
 from fl_core.transport.errors import rpc_errors
@@ -54,7 +55,7 @@ async def test_an_upload_waits_until_it_is_known_who_may_upload(cluster: Cluster
     await open_only(cluster, plan)
     site = await cluster.site(plan, 0)
     waiting = asyncio.create_task(site.upload())
-    await asyncio.sleep(0.3)
+    await settle(0.3)
     assert not waiting.done()
     await cluster.admit(plan, [0, 1, 2])
     await waiting
@@ -88,7 +89,7 @@ async def test_an_abandoned_session_lets_nobody_wait(cluster: Cluster) -> None:
     plan = cluster.plan()
     await open_only(cluster, plan)
     waiting = asyncio.create_task((await cluster.site(plan, 0)).upload())
-    await asyncio.sleep(0.2)
+    await settle()
     request = aggregator_pb2.AbandonAggregationRequest(session_id=plan.session_id)
     with rpc_errors():
         await (await cluster.aggregator()).AbandonAggregation(request, timeout=5)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from secagg_cluster import FAST, Cluster, FakeSite, mask_requests, plain_sum, running_cluster
+from settling import settle
 
 import services.runtime.sessions
 from fl_core.crypto.mask_prg import RingVector
@@ -265,7 +266,7 @@ async def test_an_abandoned_session_is_gone_and_its_watchers_are_told(cluster: C
     watching = asyncio.create_task(cluster.uploads(plan))
     gate = asyncio.Event()
     uploading = asyncio.create_task((await cluster.site(plan, 0)).upload(gate=gate))
-    await asyncio.sleep(0.2)
+    await settle()
     request = aggregator_pb2.AbandonAggregationRequest(session_id=plan.session_id)
     for _ in range(2):
         await (await cluster.aggregator()).AbandonAggregation(request, timeout=10)

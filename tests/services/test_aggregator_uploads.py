@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from secagg_cluster import Cluster, FakeSite, digest, plain_sum, plain_vector, running_cluster, sent, upload_requests
+from settling import settle
 
 from fl_core.errors import (
     CodecError,
@@ -74,9 +75,9 @@ async def test_a_cancelled_upload_is_never_in_the_sum_and_its_reason_is_reported
     await asyncio.gather(*(site.upload() for site in sites[:4]))
     gate = asyncio.Event()
     call = sites[4].aggregator.UpdateParameters(upload_requests(plan, 4, payload_of(sites[4]), gate=gate))
-    await asyncio.sleep(0.1)
+    await settle()
     call.cancel()
-    await asyncio.sleep(0.1)
+    await settle()
     watching = asyncio.create_task(cluster.uploads(plan))
     await assert_sum_of(cluster, plan, [0, 1, 2, 3])
     (broken,) = [record for record in await watching if not record.accepted]
@@ -131,7 +132,7 @@ async def test_an_upload_that_is_in_flight_at_the_freezing_is_refused(cluster: C
     await asyncio.gather(*(site.upload() for site in sites[:4]))
     gate = asyncio.Event()
     late = asyncio.create_task(sites[4].upload(gate=gate))
-    await asyncio.sleep(0.2)
+    await settle()
     await assert_sum_of(cluster, plan, [0, 1, 2, 3])
     gate.set()
     with pytest.raises(SessionFrozen):
@@ -251,7 +252,7 @@ async def test_a_stream_that_does_not_begin_with_its_header_is_refused(cluster: 
 
 
 async def test_a_silent_site_is_let_go_and_may_come_again(federation: Any) -> None:
-    async with running_cluster(federation, aggregator={"stall_timeout_seconds": 0.3}) as cluster:
+    async with running_cluster(federation, aggregator={"stall_timeout_seconds": 2.0}) as cluster:
         plan, sites = await opened(cluster)
         with pytest.raises(PeerLost, match="silent"):
             await sites[0].upload(gate=asyncio.Event())
@@ -264,7 +265,7 @@ async def test_the_streams_of_one_site_are_bounded(federation: Any) -> None:
         _, sites = await opened(cluster)
         gate = asyncio.Event()
         first = asyncio.create_task(sites[0].upload(gate=gate))
-        await asyncio.sleep(0.2)
+        await settle()
         with pytest.raises(Overloaded, match="too many streams"):
             await sites[0].upload()
         await sites[1].upload()

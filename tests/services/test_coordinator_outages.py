@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from coordinator_kit import Kit, ScriptedSession, ScriptedSite, obedient, running_kit
+from settling import settle
 
 from fl_core.rounds.machine import AbandonReason, RoundState
 from fl_core.transport.identity import Role
@@ -145,7 +146,7 @@ async def test_a_drain_lets_the_running_round_end_and_begins_no_other(kit: Kit, 
     job_id = await kit.submit(rounds=2)
     await kit.until(is_invited, job_id)
     draining = asyncio.create_task(drivers[-1].drain(20.0))
-    await asyncio.sleep(0.1)
+    await settle()
     assert not draining.done()
     gate.set()
     await asyncio.wait_for(draining, 10)

@@ -6,6 +6,7 @@ from contextlib import aclosing
 from dataclasses import replace
 
 import pytest
+from settling import settle
 
 from fl_core.codec.tensors import TensorManifest, TensorSpec
 from fl_core.errors import LocalProtocolError, NotFound, Overloaded, PermissionRefused, RemoteProtocolError
@@ -56,7 +57,7 @@ async def test_a_silent_stream_carries_heartbeats() -> None:
 
 
 async def test_a_site_that_comes_back_within_the_grace_is_not_lost_and_finds_its_events() -> None:
-    presence, lost = Presence(0.1, 60.0), []
+    presence, lost = Presence(2.0, 60.0), []
     with presence.losses(lost.append):
         stream = await opened(presence, ANNA)
         await stream.aclose()
@@ -65,7 +66,7 @@ async def test_a_site_that_comes_back_within_the_grace_is_not_lost_and_finds_its
         presence.send(ANNA.client_id, event("meanwhile"))
         stream = await opened(presence, ANNA)
         assert (await anext(stream)).job_ended.job_id == "meanwhile"
-        await asyncio.sleep(0.15)
+        await settle(2.2)
     assert lost == []
     await stream.aclose()
 
@@ -74,7 +75,7 @@ async def test_a_site_that_stays_away_is_lost_once() -> None:
     presence, lost = Presence(0.01, 60.0), []
     with presence.losses(lost.append):
         await (await opened(presence, ANNA)).aclose()
-        await asyncio.sleep(0.05)
+        await settle(0.1)
     assert lost == ["anna"]
     assert not presence.is_present(ANNA.client_id)
 
@@ -99,7 +100,7 @@ async def test_a_newer_stream_takes_over_and_the_older_one_ends_with_an_error() 
         newer = await opened(presence, ANNA)
         with pytest.raises(LocalProtocolError, match="took over"):
             await waiting
-        await asyncio.sleep(0.05)
+        await settle(0.1)
         presence.send(ANNA.client_id, event("x"))
         assert (await anext(newer)).job_ended.job_id == "x"
     assert lost == []

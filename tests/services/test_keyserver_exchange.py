@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from secagg_cluster import Cluster, FakeSite, read, running_cluster
+from settling import settle
 
 import services.runtime.sessions
 from fl_core.errors import (
@@ -109,7 +110,7 @@ async def test_a_site_that_stops_after_its_keys_drops_out_in_sharing(cluster: Cl
 async def test_too_few_keys_fail_the_exchange_for_everybody(cluster: Cluster) -> None:
     plan, sites = await opened(cluster)
     running = asyncio.gather(sites[0].exchange(), sites[1].exchange(), return_exceptions=True)
-    await asyncio.sleep(0.2)
+    await settle()
     await cluster.mark_lost(plan, 2, 3, 4)
     *_, last = await cluster.exchange_end(plan)
     assert last.failed.reason == round_pb2.ABANDON_REASON_TOO_FEW_KEYS
@@ -141,7 +142,7 @@ async def test_a_broken_stream_is_opened_again_with_the_same_messages(cluster: C
     call = sites[0].keyserver.ExchangeKeys(timeout=10)
     await call.write(hello(sites[0]))
     await call.write(keys(mine[1]))
-    await asyncio.sleep(0.1)
+    await settle()
     call.cancel()
     await sites[0].exchange(advertised=mine)
     await asyncio.gather(*others)
@@ -151,7 +152,7 @@ async def test_other_keys_of_a_site_that_sent_some_are_refused_and_change_nothin
     plan, sites = await opened(cluster)
     mine = sites[0].advertised()
     first = asyncio.create_task(sites[0].exchange(advertised=mine))
-    await asyncio.sleep(0.1)
+    await settle()
     with pytest.raises(RemoteProtocolError, match="sent different keys before"):
         await sites[0].exchange()
     await asyncio.gather(first, *(site.exchange() for site in sites[1:]))
@@ -186,7 +187,7 @@ async def test_a_key_of_another_site_is_refused_even_when_it_is_signed(cluster: 
     mine, theirs = sites[0].advertised(), sites[1].advertised()
     others = [asyncio.create_task(sites[1].exchange(advertised=theirs))]
     others += [asyncio.create_task(site.exchange()) for site in sites[2:]]
-    await asyncio.sleep(0.1)
+    await settle()
     copied = replace(mine[1], mask_public_key=theirs[1].mask_public_key)
     statement = advertisement_statement(plan.session_context(), copied)
     with pytest.raises(BadKey):
@@ -279,7 +280,7 @@ async def test_the_streams_of_one_site_are_bounded(federation: Any) -> None:
         _, sites = await opened(cluster)
         held = sites[0].keyserver.ExchangeKeys(timeout=10)
         await held.write(hello(sites[0]))
-        await asyncio.sleep(0.1)
+        await settle()
         with pytest.raises(Overloaded, match="too many streams"):
             await say(sites[0], hello(sites[0]))
         held.cancel()
@@ -315,7 +316,7 @@ async def test_an_abandoned_session_lets_everybody_go(cluster: Cluster) -> None:
     waiting = asyncio.gather(
         cluster.exchange_end(plan), *(site.exchange() for site in sites[:2]), return_exceptions=True
     )
-    await asyncio.sleep(0.2)
+    await settle()
     request = keyserver_pb2.AbandonExchangeRequest(session_id=plan.session_id)
     for _ in range(2):
         await (await cluster.keyserver()).AbandonExchange(request, timeout=10)

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from secagg_cluster import Cluster
+from settling import settle
 
 from fl_core.errors import ConfigError, SessionFrozen, UnknownSession
 from fl_core.rounds.plan import PhaseBounds, RoundPlan
@@ -79,7 +80,7 @@ async def test_a_phase_fails_at_its_deadline_and_as_soon_as_enough_cannot_come()
     assert not await gathering().is_met(alive)
     late = gathering(low=60.0, high=60.0)
     waiting = asyncio.create_task(late.is_met(alive))
-    await asyncio.sleep(0.01)
+    await settle(0.02)
     late.drop([0, 1, 2])
     async with asyncio.timeout(1):
         assert not await waiting
@@ -103,7 +104,7 @@ async def test_facts_are_replayed_in_order_and_end_with_the_error() -> None:
             seen.append(fact)
 
     watching = asyncio.create_task(watch())
-    await asyncio.sleep(0.01)
+    await settle(0.02)
     facts.append(2)
     facts.append(3)
     facts.fail(UnknownSession("gone"))

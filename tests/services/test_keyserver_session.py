@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from secagg_cluster import Cluster, digest, plain_sum, running_cluster
+from settling import settle
 
 from fl_core.codec.packing import pack
 from fl_core.rounds.plan import RoundPlan
@@ -112,5 +113,5 @@ async def test_too_few_reveals_release_nothing(cluster: Cluster) -> None:
 
 
 async def _lose_later(cluster: Cluster, plan: RoundPlan) -> None:
-    await asyncio.sleep(1.0)
+    await settle(1.0)
     await cluster.mark_lost(plan, 2, 3, 4)

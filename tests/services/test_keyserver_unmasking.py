@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from secagg_cluster import RING_BITS, Cluster, FakeSite, digest, plain_sum, read, running_cluster, running_keyserver
+from settling import settle
 
 from fl_core.codec.packing import pack
 from fl_core.errors import (
@@ -77,7 +78,7 @@ async def test_a_session_is_unmasked_once(cluster: Cluster, survivors: list[int]
 async def test_a_second_unmasking_while_the_first_runs_is_refused(cluster: Cluster) -> None:
     plan, sites = await uploaded(cluster)
     first = asyncio.create_task(cluster.unmask(plan, range(5)))
-    await asyncio.sleep(0.2)
+    await settle()
     with pytest.raises(SessionFrozen):
         await cluster.unmask(plan, [0, 1, 2, 3])
     await asyncio.gather(first, *(site.reveal() for site in sites))
@@ -114,7 +115,7 @@ async def test_nobody_is_asked_before_the_record_is_written(cluster: Cluster, mo
 
     monkeypatch.setattr(UnmaskJournal, "record", fail)
     waiting = asyncio.create_task(sites[0].reveal())
-    await asyncio.sleep(0.1)
+    await settle()
     with pytest.raises(StorageError, match="disk is full"):
         await cluster.unmask(plan, range(5))
     with pytest.raises(StorageError):
@@ -301,7 +302,7 @@ async def test_too_few_signatures_release_nothing(cluster: Cluster) -> None:
     plan, sites = await uploaded(cluster)
     unmasking = asyncio.create_task(cluster.unmask(plan, range(5)))
     waiting = asyncio.gather(sites[0].reveal(), sites[1].reveal(), return_exceptions=True)
-    await asyncio.sleep(0.2)
+    await settle()
     await cluster.mark_lost(plan, 2, 3, 4)
     answer = await unmasking
     assert answer.failure == round_pb2.ABANDON_REASON_TOO_FEW_SIGNATURES

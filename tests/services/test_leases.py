@@ -53,11 +53,11 @@ async def test_a_lease_that_is_not_renewed_passes_on_with_a_higher_token(databas
 
 
 async def test_a_lease_that_is_renewed_stays(database: Database) -> None:
-    store = LeaseStore(database, LEASES, 1.0)
+    store = LeaseStore(database, LEASES, 3.0)
     lease = await store.acquire("rounds", ANNA)
     assert lease is not None
-    for _ in range(4):
-        await asyncio.sleep(0.4)
+    for _ in range(5):
+        await asyncio.sleep(0.8)
         await store.renew(lease)
     assert await store.acquire("rounds", BERT) is None
 

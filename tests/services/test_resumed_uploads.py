@@ -10,6 +10,7 @@ import grpc
 import numpy as np
 import pytest
 from secagg_cluster import Cluster, FakeSite, digest, plain_sum, running_cluster, sent
+from settling import settle
 
 from client_sdk.upload import Sending, Upload
 from fl_core.errors import Overloaded, PeerLost, StreamError, TacitError
@@ -184,7 +185,7 @@ async def test_a_silent_upload_holds_nobody_up(federation: Any) -> None:
         plan, sites = await opened(cluster)
         gate = asyncio.Event()
         silent = asyncio.create_task(sites[0].upload(gate=gate))
-        await asyncio.sleep(0.1)
+        await settle()
         async with asyncio.timeout(20):
             await asyncio.gather(*(site.upload() for site in sites[1:]))
         gate.set()

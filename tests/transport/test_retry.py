@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from settling import settle
 
 from fl_core.errors import ConfigError, IdentityError, PeerLost
 from fl_core.transport.retry import Backoff, retry
@@ -68,7 +69,7 @@ async def test_a_timeout_of_the_call_itself_is_not_taken_for_the_deadline() -> N
 
 async def test_cancellation_passes_through() -> None:
     task = asyncio.create_task(retry(failing(10**6, PeerLost("gone")), deadline_s=60))
-    await asyncio.sleep(0.05)
+    await settle()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
