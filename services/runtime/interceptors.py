@@ -54,14 +54,18 @@ class _Messages:
     """The messages of a client stream, each opened as it comes."""
 
     def __init__(self, received: AsyncIterator[Received], open_one: Callable[[Received], Awaitable[Any]]) -> None:
-        self._received = aiter(received)
+        self._received = received
         self._open_one = open_one
+        # Begun with the first message: gRPC warns of an iteration that is begun and never read.
+        self._reading: AsyncIterator[Received] | None = None
 
     def __aiter__(self) -> "_Messages":
         return self
 
     async def __anext__(self) -> Any:
-        return await self._open_one(await anext(self._received))
+        if self._reading is None:
+            self._reading = aiter(self._received)
+        return await self._open_one(await anext(self._reading))
 
 
 class CallBoundary(grpc.aio.ServerInterceptor):
