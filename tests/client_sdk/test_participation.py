@@ -671,6 +671,6 @@ def test_run_ends_on_sigterm_and_logs_to_stderr(tmp_path: Path, federation: Any)
         assert process.stderr is not None
         first = json.loads(process.stderr.readline())
         process.send_signal(signal.SIGTERM)
-        out, _ = process.communicate(timeout=10)
+        out, _ = process.communicate(timeout=30)
     assert first["event"] == "coordinator_lost"
     assert (process.returncode, out) == (0, b"")

@@ -79,7 +79,7 @@ class Conductor:
                 answer = keyserver_pb2.RevealBeaconRequest(
                     session_id=plan.session_id, beacon=convert.beacon_to_proto(beacon)
                 )
-                await self.keyserver.RevealBeacon(answer, timeout=10)
+                await self.keyserver.RevealBeacon(answer, timeout=30)
                 return
         raise AssertionError("the keys were not frozen")
 

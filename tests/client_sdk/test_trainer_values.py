@@ -47,12 +47,11 @@ def test_every_public_name_can_be_imported() -> None:
         client_sdk.Nothing  # noqa: B018
 
 
-def test_the_whole_sdk_loads_fast_and_without_heavy_packages() -> None:
+def test_the_whole_sdk_loads_without_heavy_packages() -> None:
     code = (
-        "import sys, time; start = time.perf_counter(); import client_sdk\n"
-        "seconds = time.perf_counter() - start\n"
+        "import sys, client_sdk\n"
         "[getattr(client_sdk, name) for name in client_sdk.__all__]\n"
-        "print([n for n in ('torch', 'numba', 'sqlalchemy', 'fsspec', 'flwr') if n in sys.modules], seconds < 1)"
+        "print([n for n in ('torch', 'numba', 'sqlalchemy', 'fsspec', 'flwr') if n in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
-    assert result.stdout.strip() == "[] True"
+    assert result.stdout.strip() == "[]"

@@ -183,7 +183,7 @@ def test_every_command_line_runs_and_the_federation_trains(tmp_path: Path, free_
                 here.run(here.health_command(name), here.environment(name, {}), f"the health check of {name}")
             here.run(here.command("operator"), here.environment("operator", {}), "the job")
             for name, port in metrics.items():
-                with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as page:
+                with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as page:
                     assert b"tacit_rpc_finished_total" in page.read(), name
             assert here.stop() == [0] * 7
         started = {"init", *ports, "desk", "site", "operator"}

@@ -85,10 +85,10 @@ async def _garbage(channel: grpc.aio.Channel, role: Role, counts: Counter[str]) 
         payload = draw.randbytes(draw.choice((3, 300, 30_000, 300_000)))
         try:
             if draw.random() < 0.5:
-                await channel.unary_unary(f"/fl_core.wire.v1.{service}/{draw.choice(unary)}")(payload, timeout=10)
+                await channel.unary_unary(f"/fl_core.wire.v1.{service}/{draw.choice(unary)}")(payload, timeout=30)
             else:
                 call = channel.stream_unary(f"/fl_core.wire.v1.{service}/{draw.choice(streaming)}")
-                await call(iter([payload] * 20), timeout=10)
+                await call(iter([payload] * 20), timeout=30)
         except (grpc.RpcError, asyncio.InvalidStateError) as error:
             counts[str(error.code()) if isinstance(error, grpc.aio.AioRpcError) else type(error).__name__] += 1
 

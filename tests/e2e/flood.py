@@ -48,7 +48,7 @@ def shown(ports: dict[str, int]) -> dict[str, dict[str, float]]:
     """What the metrics of each service show of an attack."""
     found: dict[str, dict[str, float]] = {}
     for service, port in ports.items():
-        with urllib.request.urlopen(f"http://{LOOPBACK}:{port}/metrics", timeout=10) as page:
+        with urllib.request.urlopen(f"http://{LOOPBACK}:{port}/metrics", timeout=30) as page:
             lines = page.read().decode().splitlines()
         values = (line.rsplit(" ", 1) for line in lines if line.startswith(SHOWN))
         found[service] = {name: float(value) for name, value in values}

@@ -43,7 +43,7 @@ async def test_certificates_rotate_without_a_restart(
         assert before.state is RoundState.COMMITTED
         # A connection from before, which nobody renews: it stays open, and its certificate counts no more.
         stale = whole.stub(Role.COORDINATOR, federation.credentials(Role.SITE, "alpha"))
-        await stale.GetStatus(status_pb2.GetStatusRequest(), timeout=5)
+        await stale.GetStatus(status_pb2.GetStatusRequest(), timeout=20)
 
         changed = {party: rotate(federation, *party, tmp_path / "fresh") for party in PARTIES}
         # Every heartbeat lets a site look at its files.
@@ -63,6 +63,6 @@ async def test_certificates_rotate_without_a_restart(
         for old, _ in changed.values():
             federation.revoke(old)
         with pytest.raises(IdentityError, match="revoked"), rpc_errors():
-            await stale.GetStatus(status_pb2.GetStatusRequest(), timeout=5)
+            await stale.GetStatus(status_pb2.GetStatusRequest(), timeout=20)
         (last,) = await whole.run_job(rounds=1)
         assert set(last.survivors) == set(SITES)

@@ -85,7 +85,7 @@ async def test_a_replica_that_does_not_lead_names_the_one_that_does_and_answers_
     fleet.leader = other
     stub = fleet.stub(Role.COORDINATOR, fleet.federation.credentials(Role.SITE, "anna"))
     with pytest.raises(NotLeading) as refused, rpc_errors():
-        await anext(aiter(stub.WatchRounds(coordinator_pb2.WatchRoundsRequest(), timeout=10)))
+        await anext(aiter(stub.WatchRounds(coordinator_pb2.WatchRoundsRequest(), timeout=30)))
     assert refused.value.expected == leader
 
 

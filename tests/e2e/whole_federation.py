@@ -276,7 +276,7 @@ class WholeFederation:
             for part in parts:
                 yield part
 
-        return str((await send_stream(self._operator().SubmitJob, stream(), timeout_s=10)).job_id)
+        return str((await send_stream(self._operator().SubmitJob, stream(), timeout_s=30)).job_id)
 
     async def watch(self, job_id: str, patience_s: float = 60.0) -> list[RoundReport]:
         """The reports of a job, once it has completed."""

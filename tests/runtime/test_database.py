@@ -119,7 +119,7 @@ async def test_a_transaction_whose_caller_goes_away_runs_to_its_end(url: str) ->
     go_on.set()
     with pytest.raises(asyncio.CancelledError):
         await caller
-    async with asyncio.timeout(5), database.transaction() as session:
+    async with asyncio.timeout(30), database.transaction() as session:
         assert (await session.execute(text("SELECT sum(x) FROM t"))).scalar_one() == 3
     await database.close()
 

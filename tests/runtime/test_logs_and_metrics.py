@@ -102,9 +102,9 @@ async def test_each_call_is_one_line_with_its_caller(
 ) -> None:
     configure_logging(LogSettings())
     async with serving() as address, connect(address, Role.SITE, "a") as stub:
-        await call_unary(stub.GetStatus, status_pb2.GetStatusRequest(), timeout_s=5)
+        await call_unary(stub.GetStatus, status_pb2.GetStatusRequest(), timeout_s=20)
         with pytest.raises(Exception, match="may not call"):
-            await call_unary(stub.SubmitMask, iter(()), timeout_s=5)
+            await call_unary(stub.SubmitMask, iter(()), timeout_s=20)
     calls = [line for line in lines(capsys) if line["event"].startswith("rpc_")]
     assert [(line["event"], line["method"], line["code"]) for line in calls] == [
         ("rpc_finished", "GetStatus", "OK"),
@@ -120,7 +120,7 @@ async def test_a_crash_is_in_the_log_under_the_number_that_the_caller_got(
     configure_logging(LogSettings())
     async with serving() as address, connect(address, Role.SITE, "a") as stub:
         with pytest.raises(Exception, match="incident") as caught:
-            await call_unary(stub.AbandonAggregation, aggregator_pb2.AbandonAggregationRequest(), timeout_s=5)
+            await call_unary(stub.AbandonAggregation, aggregator_pb2.AbandonAggregationRequest(), timeout_s=20)
     (failed,) = [line for line in lines(capsys) if line["event"] == "rpc_failed"]
     assert failed["incident"] in str(caught.value)
     assert failed["exception"][0]["exc_type"] == "ValueError"
@@ -130,7 +130,7 @@ async def test_calls_are_counted_and_served_to_prometheus(serving: Any, connect:
     labels = {"method": "/fl_core.wire.v1.AggregatorService/GetStatus", "role": "site", "code": "OK"}
     before = REGISTRY.get_sample_value("tacit_rpc_finished_total", labels) or 0
     async with serving() as address, connect(address, Role.SITE, "a") as stub:
-        await call_unary(stub.GetStatus, status_pb2.GetStatusRequest(), timeout_s=5)
+        await call_unary(stub.GetStatus, status_pb2.GetStatusRequest(), timeout_s=20)
     assert REGISTRY.get_sample_value("tacit_rpc_finished_total", labels) == before + 1
     port = free_port()
     with metrics_endpoint(f"127.0.0.1:{port}"):
@@ -148,7 +148,7 @@ async def test_connections_without_a_certificate_are_counted(serving: Any) -> No
             _, writer = await asyncio.open_connection(host, int(port))
             writer.write(b"no TLS at all")
             writer.close()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while (REGISTRY.get_sample_value("tacit_tls_handshakes_total") or 0) < before + 20:
                 await asyncio.sleep(0.02)
 

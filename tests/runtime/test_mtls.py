@@ -28,7 +28,7 @@ async def get_status(
 ) -> str:
     async with open_channel(address, credentials, role, pinned_id) as channel:
         stub = aggregator_pb2_grpc.AggregatorServiceStub(channel)
-        response = await call_unary(stub.GetStatus, STATUS, timeout_s=5)
+        response = await call_unary(stub.GetStatus, STATUS, timeout_s=20)
         return str(response.service_id)
 
 
@@ -43,38 +43,38 @@ async def test_nobody_without_a_certificate_gets_past_the_handshake(serving: Any
     options = (("grpc.ssl_target_name_override", "aggregator.tacit"),)
     async with serving() as address, grpc.aio.secure_channel(address, credentials, options) as channel:
         with pytest.raises(PeerLost):
-            await call_unary(aggregator_pb2_grpc.AggregatorServiceStub(channel).GetStatus, STATUS, timeout_s=5)
+            await call_unary(aggregator_pb2_grpc.AggregatorServiceStub(channel).GetStatus, STATUS, timeout_s=20)
 
 
 async def test_nobody_without_tls_gets_an_answer(serving: Any) -> None:
     async with serving() as address, grpc.aio.insecure_channel(address) as channel:
         with pytest.raises(PeerLost):
-            await call_unary(aggregator_pb2_grpc.AggregatorServiceStub(channel).GetStatus, STATUS, timeout_s=5)
+            await call_unary(aggregator_pb2_grpc.AggregatorServiceStub(channel).GetStatus, STATUS, timeout_s=20)
 
 
 async def test_a_wrong_role_is_refused_with_both_roles_named(serving: Any, connect: Any) -> None:
     async with serving() as address, connect(address, Role.SITE, "a") as stub:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await stub.FreezeSurvivors(aggregator_pb2.FreezeSurvivorsRequest(), timeout=5)
+            await stub.FreezeSurvivors(aggregator_pb2.FreezeSurvivorsRequest(), timeout=20)
         assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
         assert "site/a may not call FreezeSurvivors" in caught.value.details()
         with pytest.raises(PermissionRefused, match="expected a certificate of role coordinator, got site"):
-            await call_unary(stub.FreezeSurvivors, aggregator_pb2.FreezeSurvivorsRequest(), timeout_s=5)
+            await call_unary(stub.FreezeSurvivors, aggregator_pb2.FreezeSurvivorsRequest(), timeout_s=20)
 
 
 async def test_a_revoked_site_is_refused_on_its_open_connection(serving: Any, connect: Any, federation: Any) -> None:
     credentials = federation.credentials(Role.SITE, "a")
     async with serving() as address, connect(address, Role.SITE, "a") as stub:
-        await call_unary(stub.GetStatus, STATUS, timeout_s=5)
+        await call_unary(stub.GetStatus, STATUS, timeout_s=20)
         federation.revoke(credentials)
         with pytest.raises(IdentityError, match=rf"site/a \(serial {credentials.identity.serial:x}\) was revoked on"):
-            await call_unary(stub.GetStatus, STATUS, timeout_s=5)
+            await call_unary(stub.GetStatus, STATUS, timeout_s=20)
         assert await get_status(address, federation.credentials(Role.SITE, "b")) == "site/b"
 
 
 async def test_a_revocation_ends_a_stream_that_is_open(serving: Any, connect: Any, federation: Any) -> None:
     async with serving() as address, connect(address, Role.SITE, "a") as stub:
-        events = read_stream(stub.WatchAggregation, aggregator_pb2.WatchAggregationRequest(), timeout_s=10)
+        events = read_stream(stub.WatchAggregation, aggregator_pb2.WatchAggregationRequest(), timeout_s=30)
         await anext(events)
         federation.revoke(federation.credentials(Role.SITE, "a"))
         with pytest.raises(IdentityError, match=r"site/a .*was revoked"):

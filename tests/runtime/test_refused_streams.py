@@ -29,7 +29,7 @@ async def refusals(method: Any, count: int, size: int) -> Counter[type[TacitErro
     heard: Counter[type[TacitError]] = Counter()
     for _ in range(STREAMS):
         try:
-            await send_stream(method, chunks(count, size), timeout_s=10)
+            await send_stream(method, chunks(count, size), timeout_s=30)
         except TacitError as error:
             heard[type(error)] += 1
     return heard

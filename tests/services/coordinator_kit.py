@@ -212,7 +212,7 @@ async def report_aggregate(
         if whole:
             yield coordinator_pb2.ReportAggregateRequest(trailer=writer.trailer)
 
-    await send_stream(stub.ReportAggregate, parts(), timeout_s=10)
+    await send_stream(stub.ReportAggregate, parts(), timeout_s=30)
 
 
 class ScriptedKeyServer(keyserver_pb2_grpc.KeyServerServiceServicer):
@@ -322,7 +322,7 @@ class ScriptedSite:
             answer = coordinator_pb2.ReportEvaluationRequest(
                 task_id=response.evaluation.task_id, loss=0.5, num_samples=10, metrics={"accuracy": 0.75}
             )
-            await self.stub.ReportEvaluation(answer, timeout=5)
+            await self.stub.ReportEvaluation(answer, timeout=20)
 
     async def download(self, plan: RoundPlan) -> Tensors:
         request = coordinator_pb2.GetParametersRequest(job_id=plan.job_id, model_version=plan.model_version)
@@ -331,7 +331,7 @@ class ScriptedSite:
     async def leave(self, plan: RoundPlan, reason: "round_pb2.DropoutReason.ValueType") -> None:
         request = coordinator_pb2.LeaveRoundRequest(session_id=plan.session_id, reason=reason)
         with rpc_errors():
-            await self.stub.LeaveRound(request, timeout=5)
+            await self.stub.LeaveRound(request, timeout=20)
 
 
 async def read_model(stub: Any, request: Any) -> tuple[Any, Tensors]:
@@ -447,7 +447,7 @@ class Kit:
         return await self.watch(await self.submit(**fields))
 
     async def status(self, job_id: str = "") -> Any:
-        return await self.operator.GetStatus(status_pb2.GetStatusRequest(job_id=job_id), timeout=5)
+        return await self.operator.GetStatus(status_pb2.GetStatusRequest(job_id=job_id), timeout=20)
 
     async def until(self, condition: Callable[[Any], bool], job_id: str = "") -> Any:
         """The first status that fulfils a condition."""

@@ -203,7 +203,7 @@ class Cluster:
     async def admit(self, plan: RoundPlan, eligible: Iterable[int]) -> None:
         request = aggregator_pb2.AdmitUploadsRequest(session_id=plan.session_id, eligible=list(eligible))
         with rpc_errors():
-            await (await self.aggregator()).AdmitUploads(request, timeout=10)
+            await (await self.aggregator()).AdmitUploads(request, timeout=30)
 
     async def freeze(self, plan: RoundPlan, eligible: Iterable[int]) -> tuple[int, ...]:
         request = aggregator_pb2.FreezeSurvivorsRequest(session_id=plan.session_id, eligible=list(eligible))
@@ -237,7 +237,7 @@ class Cluster:
     async def mark_lost(self, plan: RoundPlan, *indices: int) -> None:
         request = keyserver_pb2.MarkLostRequest(session_id=plan.session_id, indices=indices)
         with rpc_errors():
-            await (await self.keyserver()).MarkLost(request, timeout=10)
+            await (await self.keyserver()).MarkLost(request, timeout=30)
 
     async def uploads(self, plan: RoundPlan) -> list[aggregator_pb2.UploadRecord]:
         """Every upload record, up to the freezing."""
@@ -313,7 +313,7 @@ class FakeSite:
     async def upload_state(self) -> aggregator_pb2.GetUploadResponse:
         request = aggregator_pb2.GetUploadRequest(session_id=self.plan.session_id, index=self.index)
         with rpc_errors():
-            return await self.aggregator.GetUpload(request, timeout=10)
+            return await self.aggregator.GetUpload(request, timeout=30)
 
     async def reveal(self, stop_after: str = "") -> None:
         """Rounds 3 and 4. `stop_after` is "hello" or "signature"."""

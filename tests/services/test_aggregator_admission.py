@@ -82,7 +82,7 @@ async def test_who_may_upload_is_said_once_and_by_the_coordinator(cluster: Clust
     request = aggregator_pb2.AdmitUploadsRequest(session_id=plan.session_id, eligible=[0, 1, 2, 3])
     stub = await cluster.aggregator(Role.SITE, "site-3")
     with pytest.raises(Exception, match="coordinator"), rpc_errors():
-        await stub.AdmitUploads(request, timeout=5)
+        await stub.AdmitUploads(request, timeout=20)
 
 
 async def test_an_abandoned_session_lets_nobody_wait(cluster: Cluster) -> None:
@@ -92,6 +92,6 @@ async def test_an_abandoned_session_lets_nobody_wait(cluster: Cluster) -> None:
     await settle()
     request = aggregator_pb2.AbandonAggregationRequest(session_id=plan.session_id)
     with rpc_errors():
-        await (await cluster.aggregator()).AbandonAggregation(request, timeout=5)
+        await (await cluster.aggregator()).AbandonAggregation(request, timeout=20)
     with pytest.raises(RemoteProtocolError):
         await waiting

@@ -103,7 +103,7 @@ async def test_a_truncated_mask_changes_nothing(cluster: Cluster) -> None:
 
     stub = await cluster.aggregator(Role.KEYSERVER, "keys")
     with pytest.raises(StreamError, match="truncated"):
-        await send_stream(stub.SubmitMask, requests(), timeout_s=10)
+        await send_stream(stub.SubmitMask, requests(), timeout_s=30)
     await submit(cluster, plan, mask)
     np.testing.assert_array_equal(cluster.coordinator.reports[0].vector, plain_sum(plan, range(5)))
 
@@ -113,7 +113,7 @@ async def test_only_the_key_server_of_the_plan_submits_a_mask(cluster: Cluster) 
     with pytest.raises(PermissionRefused, match="not the service that the plan names"):
         await submit(cluster, plan, mask, by="other-keys")
     with pytest.raises(PermissionRefused, match="may not call SubmitMask"):
-        await send_stream(sites[0].aggregator.SubmitMask, mask_requests(plan, range(5), mask), timeout_s=10)
+        await send_stream(sites[0].aggregator.SubmitMask, mask_requests(plan, range(5), mask), timeout_s=30)
     assert cluster.coordinator.reports == []
 
 
@@ -184,18 +184,18 @@ async def test_a_session_belongs_to_the_coordinator_that_opened_it(cluster: Clus
         (other.OpenAggregation, aggregator_pb2.OpenAggregationRequest(plan=plan_to_proto(plan))),
     ):
         with pytest.raises(PermissionRefused, match="belongs to another coordinator"), rpc_errors():
-            await call(request, timeout=10)
+            await call(request, timeout=30)
 
 
 async def test_a_coordinator_that_took_over_gives_up_what_the_other_one_opened(cluster: Cluster) -> None:
     plan, newer = cluster.plain_plan(), replace(cluster.plain_plan(), attempt=2)
     other = await cluster.aggregator(Role.COORDINATOR, "other-coord")
     await cluster.open_plan(plan)
-    await other.OpenAggregation(aggregator_pb2.OpenAggregationRequest(plan=plan_to_proto(newer)), timeout=10)
+    await other.OpenAggregation(aggregator_pb2.OpenAggregationRequest(plan=plan_to_proto(newer)), timeout=30)
     with pytest.raises(UnknownSession, match="superseded by a newer attempt"):
         await (await cluster.site(plan, 0)).upload()
     request = aggregator_pb2.AbandonAggregationRequest(session_id=newer.session_id)
-    await (await cluster.aggregator(Role.COORDINATOR, "third-coord")).AbandonAggregation(request, timeout=10)
+    await (await cluster.aggregator(Role.COORDINATOR, "third-coord")).AbandonAggregation(request, timeout=30)
     with pytest.raises(UnknownSession, match="abandoned"):
         await (await cluster.site(newer, 0)).upload()
 
@@ -205,7 +205,7 @@ async def test_a_site_commands_nothing(cluster: Cluster, method: str) -> None:
     stub = await cluster.aggregator(Role.SITE, "site-0")
     request = getattr(aggregator_pb2, f"{method}Request")()
     with pytest.raises(PermissionRefused, match=f"may not call {method}"), rpc_errors():
-        await getattr(stub, method)(request, timeout=10)
+        await getattr(stub, method)(request, timeout=30)
 
 
 async def test_opening_again_changes_nothing(cluster: Cluster) -> None:
@@ -269,12 +269,12 @@ async def test_an_abandoned_session_is_gone_and_its_watchers_are_told(cluster: C
     await settle()
     request = aggregator_pb2.AbandonAggregationRequest(session_id=plan.session_id)
     for _ in range(2):
-        await (await cluster.aggregator()).AbandonAggregation(request, timeout=10)
+        await (await cluster.aggregator()).AbandonAggregation(request, timeout=30)
     gate.set()
     for gone in (watching, uploading, cluster.freeze(plan, range(5))):
         with pytest.raises(UnknownSession, match="abandoned"):
             await gone
-    status = await (await cluster.aggregator()).GetStatus(status_pb2.GetStatusRequest(), timeout=10)
+    status = await (await cluster.aggregator()).GetStatus(status_pb2.GetStatusRequest(), timeout=30)
     assert not status.sessions
 
 
@@ -298,6 +298,6 @@ async def test_the_status_counts_uploads(cluster: Cluster) -> None:
     with pytest.raises(StreamError):
         await sites[1].upload(chunk_bytes=plan.chunk_bytes + 8)
     request = status_pb2.GetStatusRequest(job_id="job")
-    status = await (await cluster.aggregator(Role.SITE, "site-0")).GetStatus(request, timeout=10)
+    status = await (await cluster.aggregator(Role.SITE, "site-0")).GetStatus(request, timeout=30)
     assert (status.role, status.service_id, status.sessions[0].phase) == ("aggregator", "agg", "collecting")
     assert dict(status.sessions[0].counts) == {"invited": 5, "accepted": 1, "refused": 1, "survivors": 0}

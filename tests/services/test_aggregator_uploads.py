@@ -202,7 +202,7 @@ async def test_a_session_id_of_the_wrong_length_is_refused(cluster: Cluster, ses
     _, sites = await opened(cluster)
     request = aggregator_pb2.GetUploadRequest(session_id=session_id, index=0)
     with pytest.raises(RemoteProtocolError, match="session_id"), rpc_errors():
-        await sites[0].aggregator.GetUpload(request, timeout=10)
+        await sites[0].aggregator.GetUpload(request, timeout=30)
 
 
 async def test_a_site_cannot_upload_for_another_one(cluster: Cluster) -> None:
@@ -212,7 +212,7 @@ async def test_a_site_cannot_upload_for_another_one(cluster: Cluster) -> None:
     assert (await sites[1].upload_state()).state == aggregator_pb2.UPLOAD_STATE_ABSENT
     request = aggregator_pb2.GetUploadRequest(session_id=plan.session_id, index=1)
     with pytest.raises(PermissionRefused), rpc_errors():
-        await sites[0].aggregator.GetUpload(request, timeout=10)
+        await sites[0].aggregator.GetUpload(request, timeout=30)
 
 
 async def test_a_site_with_another_certificate_than_the_roster_names_is_refused(cluster: Cluster) -> None:

@@ -64,7 +64,7 @@ async def test_a_leader_whose_lease_passed_on_steps_down_and_dismisses_its_sites
         assert taken is None
         taken = await LeaseStore(database, LEASES, 3600.0).acquire(LEASE, ANNA, even_own=True)
         assert taken is not None
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             error = await dismissed.get()
         assert isinstance(error, NotLeading)
         assert not anna.is_leading
@@ -90,9 +90,9 @@ async def test_the_next_one_drives_as_soon_as_the_first_lets_go(database: Databa
             await bert.require()
         assert refused.value.expected == ANNA.address
         assert not driving.is_set()
-    async with anna.driving(until_cancelled, lambda _: None), asyncio.timeout(10):
+    async with anna.driving(until_cancelled, lambda _: None), asyncio.timeout(30):
         pass
-    async with bert.driving(drive, lambda _: None), asyncio.timeout(10):
+    async with bert.driving(drive, lambda _: None), asyncio.timeout(30):
         await driving.wait()
         assert await bert.leader() == BERT.address
 

@@ -78,7 +78,7 @@ async def test_a_job_that_waits_for_a_service_can_be_cancelled(kit: Kit, free_po
     await kit.start_coordinator(aggregator=f"127.0.0.1:{free_port()}", service_patience_s=0.2)
     job_id = await kit.submit(rounds=1)
     await kit.until(lambda status: "waits for" in status.jobs[0].detail, job_id)
-    await kit.operator.CancelJob(coordinator_pb2.CancelJobRequest(job_id=job_id), timeout=5)
+    await kit.operator.CancelJob(coordinator_pb2.CancelJobRequest(job_id=job_id), timeout=20)
     reports, status = await kit.watch(job_id)
     assert (reports, status.status) == ([], "cancelled")
 

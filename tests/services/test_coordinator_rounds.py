@@ -270,18 +270,18 @@ async def test_a_cancelled_job_ends_and_what_it_committed_stays(kit: Kit) -> Non
     kit.connect(*SITES, behaviour=trains_one_round_only)
     job_id = await kit.submit(rounds=2)
     await kit.until(lambda status: status.jobs[0].current.round_id == 2 and status.jobs[0].current.invited, job_id)
-    await kit.operator.CancelJob(coordinator_pb2.CancelJobRequest(job_id=job_id), timeout=10)
+    await kit.operator.CancelJob(coordinator_pb2.CancelJobRequest(job_id=job_id), timeout=30)
     reports, status = await kit.watch(job_id)
     assert (status.status, status.model_version) == ("cancelled", 2)
     assert [report.abandon_reason for report in reports] == [None, AbandonReason.CANCELLED]
-    await kit.operator.CancelJob(coordinator_pb2.CancelJobRequest(job_id=job_id), timeout=10)
+    await kit.operator.CancelJob(coordinator_pb2.CancelJobRequest(job_id=job_id), timeout=30)
 
 
 async def test_a_job_that_waits_can_be_cancelled_before_it_begins(kit: Kit) -> None:
     first, second = await kit.submit(), await kit.submit()
     await kit.until(lambda status: status.jobs[0].status == "running", first)
-    await kit.operator.CancelJob(coordinator_pb2.CancelJobRequest(job_id=second), timeout=5)
-    await kit.operator.CancelJob(coordinator_pb2.CancelJobRequest(job_id=first), timeout=5)
+    await kit.operator.CancelJob(coordinator_pb2.CancelJobRequest(job_id=second), timeout=20)
+    await kit.operator.CancelJob(coordinator_pb2.CancelJobRequest(job_id=first), timeout=20)
     states = {job.job_id: job.status for job in (await kit.status()).jobs}
     assert states == {first: "cancelled", second: "cancelled"}
 
@@ -290,7 +290,7 @@ async def test_an_ended_job_cannot_be_cancelled(kit: Kit) -> None:
     kit.connect(*SITES)
     _, status = await kit.run_job()
     with pytest.raises(LocalProtocolError), rpc_errors():
-        await kit.operator.CancelJob(coordinator_pb2.CancelJobRequest(job_id=status.job_id), timeout=5)
+        await kit.operator.CancelJob(coordinator_pb2.CancelJobRequest(job_id=status.job_id), timeout=20)
 
 
 async def test_jobs_run_one_after_the_other(kit: Kit) -> None:
@@ -335,9 +335,9 @@ async def test_a_truncated_report_of_a_sum_can_be_sent_again(kit: Kit) -> None:
 
 async def test_a_job_that_nobody_submitted_is_not_found(kit: Kit) -> None:
     calls = (
-        lambda: kit.operator.CancelJob(coordinator_pb2.CancelJobRequest(job_id="nobody"), timeout=5),
+        lambda: kit.operator.CancelJob(coordinator_pb2.CancelJobRequest(job_id="nobody"), timeout=20),
         lambda: kit.status("nobody"),
-        lambda: kit.operator.EvaluateModel(coordinator_pb2.EvaluateModelRequest(job_id="nobody"), timeout=5),
+        lambda: kit.operator.EvaluateModel(coordinator_pb2.EvaluateModelRequest(job_id="nobody"), timeout=20),
         lambda: read_model(kit.operator, coordinator_pb2.GetParametersRequest(job_id="nobody")),
         lambda: kit.watch("nobody"),
     )

@@ -125,7 +125,7 @@ class ScriptedPeer(AggregatorPeer):
 async def test_sessions_are_spread_over_the_replicas_that_answer_and_the_least_busy_come_first() -> None:
     one, two, three = (ScriptedPeer(name) for name in ("one:1", "two:1", "three:1"))
     two.answers = False
-    pool = ServicePool([one, two, three], patience_s=1.0)
+    pool = ServicePool([one, two, three], patience_s=30.0)
     with one.busy():
         placed = [placed.peer for placed in await pool.place(3)]
     assert (placed.count(one), placed.count(two), placed.count(three)) == (1, 0, 2)
@@ -133,7 +133,7 @@ async def test_sessions_are_spread_over_the_replicas_that_answer_and_the_least_b
 
 async def test_a_replica_that_did_not_answer_rests_until_nobody_else_is_left() -> None:
     one, two = ScriptedPeer("one:1"), ScriptedPeer("two:1", answers=False)
-    pool = ServicePool([one, two], patience_s=1.0)
+    pool = ServicePool([one, two], patience_s=30.0)
     await pool.place(1)
     await pool.place(1)
     assert (one.looks, two.looks) == (2, 1)

@@ -30,7 +30,7 @@ SITES = ("anna", "bert", "carl")
 async def fetch(stub: Any, job_id: str, round_id: int = 1, attempt: int = 0) -> bytes:
     request = coordinator_pb2.GetTranscriptRequest(job_id=job_id, round_id=round_id, attempt=attempt)
     with rpc_errors():
-        return bytes((await stub.GetTranscript(request, timeout=5)).transcript)
+        return bytes((await stub.GetTranscript(request, timeout=20)).transcript)
 
 
 def verify(kit: Kit, *files: Path) -> Any:

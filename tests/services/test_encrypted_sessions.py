@@ -61,7 +61,7 @@ async def cluster(federation: Any, key_files: dict[str, Any]) -> AsyncIterator[C
 async def terms_of(cluster: Cluster) -> PaillierTerms:
     request = keyserver_pb2.GetPaillierKeyRequest(custody=convert.custody_to_proto(Custody.KEYSERVER))
     with rpc_errors():
-        response = await (await cluster.keyserver()).GetPaillierKey(request, timeout=10)
+        response = await (await cluster.keyserver()).GetPaillierKey(request, timeout=30)
     return convert.paillier_terms_from_proto(response.terms)
 
 
@@ -70,7 +70,7 @@ async def opened_plan(cluster: Cluster, **changes: Any) -> RoundPlan:
     plan = cluster.plan(aggregation=Aggregation.PAILLIER, paillier=terms, size=200, threshold=3, **changes)
     with rpc_errors():
         request = aggregator_pb2.OpenAggregationRequest(plan=convert.plan_to_proto(plan))
-        await (await cluster.aggregator()).OpenAggregation(request, timeout=10)
+        await (await cluster.aggregator()).OpenAggregation(request, timeout=30)
     return plan
 
 
@@ -158,7 +158,7 @@ async def test_only_the_aggregator_of_the_plan_may_ask(cluster: Cluster) -> None
         await ask(cluster, other, sent)
     site = await cluster.keyserver(Role.SITE, "site-0")
     with pytest.raises(PermissionRefused), rpc_errors():
-        await site.GetPaillierKey(keyserver_pb2.GetPaillierKeyRequest(), timeout=10)
+        await site.GetPaillierKey(keyserver_pb2.GetPaillierKeyRequest(), timeout=30)
 
 
 async def test_an_upload_that_is_not_what_its_site_signed_is_refused_for_good(cluster: Cluster) -> None:
@@ -273,12 +273,12 @@ async def shared_cluster(federation: Any, free_port: Any, tmp_path: Path) -> Asy
 async def shared_plan(cluster: Cluster) -> RoundPlan:
     request = keyserver_pb2.GetPaillierKeyRequest(custody=convert.custody_to_proto(Custody.THRESHOLD))
     with rpc_errors():
-        response = await (await cluster.keyserver()).GetPaillierKey(request, timeout=10)
+        response = await (await cluster.keyserver()).GetPaillierKey(request, timeout=30)
     terms = convert.paillier_terms_from_proto(response.terms)
     plan = cluster.plan(aggregation=Aggregation.PAILLIER, paillier=terms, size=200, threshold=3)
     with rpc_errors():
         opening = aggregator_pb2.OpenAggregationRequest(plan=convert.plan_to_proto(plan))
-        await (await cluster.aggregator()).OpenAggregation(opening, timeout=10)
+        await (await cluster.aggregator()).OpenAggregation(opening, timeout=30)
     return plan
 
 

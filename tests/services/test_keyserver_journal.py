@@ -62,7 +62,7 @@ async def test_a_phase_closes_at_once_when_everybody_left_answered() -> None:
     phase = gathering(gone=(3,), low=60.0, high=60.0)
     for index in (0, 1, 2):
         phase.answer(index)
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(20):
         assert await phase.is_met(alive)
     assert phase.missing == frozenset()
 
@@ -71,7 +71,7 @@ async def test_a_phase_closes_after_the_minimum_when_enough_answered() -> None:
     phase = gathering(high=60.0)
     phase.answer(0)
     phase.answer(1)
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(20):
         assert await phase.is_met(alive)
     assert phase.missing == {2, 3}
 
@@ -82,7 +82,7 @@ async def test_a_phase_fails_at_its_deadline_and_as_soon_as_enough_cannot_come()
     waiting = asyncio.create_task(late.is_met(alive))
     await settle(0.02)
     late.drop([0, 1, 2])
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(20):
         assert not await waiting
 
 
@@ -90,7 +90,7 @@ async def test_a_lost_site_that_answers_all_the_same_counts() -> None:
     phase = gathering(gone=(0, 1, 2), needed=2, low=60.0, high=60.0)
     phase.answer(0)
     phase.answer(3)
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(20):
         assert await phase.is_met(alive)
 
 

@@ -50,7 +50,7 @@ async def reveal(cluster: Cluster, plan: RoundPlan, beacon: Beacon, role: Role =
     stub = await cluster.keyserver(role, "coord" if role is Role.COORDINATOR else "site-0")
     request = keyserver_pb2.RevealBeaconRequest(session_id=plan.session_id, beacon=convert.beacon_to_proto(beacon))
     with rpc_errors():
-        await stub.RevealBeacon(request, timeout=10)
+        await stub.RevealBeacon(request, timeout=30)
 
 
 async def test_a_session_gives_the_exact_sum_when_a_site_drops_out(cluster: Cluster) -> None:

@@ -95,7 +95,7 @@ async def test_an_unmasked_session_stays_closed_after_a_restart(cluster: Cluster
             await cluster.unmask(plan, range(5))
         request = keyserver_pb2.OpenExchangeRequest(plan=convert.plan_to_proto(plan))
         with pytest.raises(SessionFrozen, match="unmasked before"), rpc_errors():
-            await (await cluster.keyserver()).OpenExchange(request, timeout=10)
+            await (await cluster.keyserver()).OpenExchange(request, timeout=30)
 
 
 async def test_a_session_that_was_not_unmasked_is_unknown_after_a_restart(cluster: Cluster) -> None:

@@ -151,7 +151,7 @@ async def test_a_new_stream_puts_an_old_one_aside_that_still_hangs(cluster: Clus
     await asyncio.gather(*(site.upload() for site in sites[1:]))
     gate = asyncio.Event()
     old = asyncio.create_task(sites[0].upload(gate=gate))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not (staged := (await sites[0].upload_state()).staged_bytes):
             await asyncio.sleep(0.01)
     assert await go_on(sites[0], staged) == digest(payload_of(sites[0]))
