@@ -1,5 +1,6 @@
 """Fixtures of the whole tree: a federation with its CA, and free ports."""
 
+import os
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+from hypothesis import HealthCheck, settings
 from postgres_server import find_binaries, running_postgres
 from precompile import precompile
 
@@ -16,6 +18,17 @@ from fl_core.transport.identity import Role, TrustStore
 from fl_core.transport.tls import Credentials, load_trust
 
 S = TypeVar("S")
+
+# How fast an example is depends on the machine and says nothing about the code. In CI the examples are the same each
+# time, so that a change is judged by itself; elsewhere every run tries new ones.
+settings.register_profile(
+    "tacit",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    derandomize=bool(os.environ.get("CI")),
+    print_blob=True,
+)
+settings.load_profile("tacit")
 
 
 @pytest.hookimpl(tryfirst=True)

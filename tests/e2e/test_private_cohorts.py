@@ -1,5 +1,6 @@
 """Private jobs whose cohort is drawn by coins, or split into sessions: what is claimed and what is charged."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from itertools import chain, repeat
@@ -187,12 +188,16 @@ async def test_a_split_cohort_is_charged_once_for_each_attempt(whole: WholeFeder
 async def test_a_session_that_is_lost_in_unmasking_stays_charged(
     whole: WholeFederation, monkeypatch: pytest.MonkeyPatch, min_sessions: float
 ) -> None:
-    unmask, lost = KeyServerPeer.unmask, []
+    unmask, lost, both_reserved = KeyServerPeer.unmask, [], asyncio.Event()
 
     async def unmask_all_but_the_first(self: KeyServerPeer, *arguments: Any) -> Any:
         if not lost:
             lost.append(True)
+            # What a session costs is reserved before it is unmasked; one that never came so far would cost nothing.
+            async with asyncio.timeout(60):
+                await both_reserved.wait()
             raise PeerLost("the key server is gone")
+        both_reserved.set()
         return await unmask(self, *arguments)
 
     monkeypatch.setattr(KeyServerPeer, "unmask", unmask_all_but_the_first)
