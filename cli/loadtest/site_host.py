@@ -28,6 +28,7 @@ from client_sdk import SiteConfig
 from fl_core.rounds.job import read_codec
 from fl_core.rounds.planner import choose_codec
 from services.runtime.collector import tune_collector
+from services.runtime.memory import keep_memory
 from services.runtime.server import loop_factory
 
 COMMAND_BYTES = 1 << 24
@@ -154,6 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
     _raise_file_limit()
+    keep_memory()
     assignment = Assignment.read(options.assignment)
     warm_up(assignment.parameters, assignment.cohort, choose_codec(read_codec(assignment.codec), assignment.cohort))
     host = SiteHost(assignment)

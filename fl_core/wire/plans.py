@@ -143,11 +143,9 @@ def plan_to_proto(plan: RoundPlan) -> round_pb2.RoundPlan:
         schedule=_schedule_to_proto(plan.schedule),
         aggregator=_endpoint_to_proto(plan.aggregator),
         keyserver=None if plan.keyserver is None else _endpoint_to_proto(plan.keyserver),
-        roster=[
-            round_pb2.RosterEntry(client_id=entry.client_id, certificate_sha256=entry.certificate_sha256)
-            for entry in plan.roster
-        ],
     )
+    for entry in plan.roster:
+        message.roster.add(client_id=entry.client_id, certificate_sha256=entry.certificate_sha256)
     if plan.paillier is not None:
         message.paillier.CopyFrom(paillier_terms_to_proto(plan.paillier))
     if plan.graph is not None:

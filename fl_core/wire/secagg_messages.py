@@ -1,9 +1,13 @@
 """The messages of secure aggregation as protobuf, and back. Only form is checked here: sizes, ranges, order.
 
 What a message means in its session (who may send it, which signature must verify) is checked by `fl_core.secagg`.
+
+The parts of a message are made inside of it: one that is made outside is written out and read in again to get there,
+and protobuf asks the C library to tidy up all its memory after every 10,000 that were.
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 from fl_core.crypto import one_time
 from fl_core.crypto.shamir import SHARE_BYTES
@@ -25,15 +29,7 @@ MAX_SIGNATURE_BYTES = 128
 
 def advertisement_to_proto(value: messages.KeyAdvertisement) -> secagg_pb2.KeyAdvertisement:
     """To the wire."""
-    return secagg_pb2.KeyAdvertisement(
-        index=value.index,
-        cipher_public_key=value.cipher_public_key,
-        mask_public_key=value.mask_public_key,
-        self_seed_commitment=value.self_seed_commitment,
-        certificate_der=value.certificate_der,
-        signature=value.signature,
-        noise_commitment=value.noise_commitment,
-    )
+    return secagg_pb2.KeyAdvertisement(**_advertisement_fields(value))
 
 
 def advertisement_from_proto(message: secagg_pb2.KeyAdvertisement) -> messages.KeyAdvertisement:
@@ -61,7 +57,9 @@ def advertisement_from_proto(message: secagg_pb2.KeyAdvertisement) -> messages.K
 
 def directory_to_proto(value: messages.KeyDirectory) -> secagg_pb2.KeyDirectory:
     """To the wire."""
-    message = secagg_pb2.KeyDirectory(advertisements=[advertisement_to_proto(one) for one in value.advertisements])
+    message = secagg_pb2.KeyDirectory()
+    for one in value.advertisements:
+        message.advertisements.add(**_advertisement_fields(one))
     if value.excerpt is not None:
         message.excerpt.members.extend(value.excerpt.members)
         message.excerpt.proof.extend(value.excerpt.proof)
@@ -102,9 +100,10 @@ def beacon_from_proto(message: secagg_pb2.Beacon) -> messages.Beacon:
 
 def sealed_shares_to_proto(value: messages.SealedShares) -> secagg_pb2.SealedShares:
     """To the wire."""
-    return secagg_pb2.SealedShares(
-        shares=[_sealed_to_proto(share) for share in value.shares], own_commitments=value.own_commitments
-    )
+    message = secagg_pb2.SealedShares(own_commitments=value.own_commitments)
+    for share in value.shares:
+        message.shares.add(**_sealed_fields(share))
+    return message
 
 
 def sealed_shares_from_proto(message: secagg_pb2.SealedShares) -> messages.SealedShares:
@@ -124,7 +123,10 @@ def sealed_shares_from_proto(message: secagg_pb2.SealedShares) -> messages.Seale
 
 def relayed_shares_to_proto(value: messages.RelayedShares) -> secagg_pb2.RelayedShares:
     """To the wire."""
-    return secagg_pb2.RelayedShares(shares=[_sealed_to_proto(share) for share in value.shares])
+    message = secagg_pb2.RelayedShares()
+    for share in value.shares:
+        message.shares.add(**_sealed_fields(share))
+    return message
 
 
 def relayed_shares_from_proto(message: secagg_pb2.RelayedShares) -> messages.RelayedShares:
@@ -182,7 +184,10 @@ def signature_from_proto(message: secagg_pb2.SurvivorSignature) -> messages.Surv
 
 def proof_to_proto(value: messages.ConsistencyProof) -> secagg_pb2.ConsistencyProof:
     """To the wire."""
-    return secagg_pb2.ConsistencyProof(signatures=[signature_to_proto(one) for one in value.signatures])
+    message = secagg_pb2.ConsistencyProof()
+    for one in value.signatures:
+        message.signatures.add(index=one.index, signature=one.signature)
+    return message
 
 
 def proof_from_proto(message: secagg_pb2.ConsistencyProof) -> messages.ConsistencyProof:
@@ -198,13 +203,12 @@ def proof_from_proto(message: secagg_pb2.ConsistencyProof) -> messages.Consisten
 
 def revealed_to_proto(value: messages.RevealedShares) -> secagg_pb2.RevealedShares:
     """To the wire."""
-    return secagg_pb2.RevealedShares(
-        index=value.index,
-        self_seed_shares=[_share_to_proto(share) for share in value.self_seed_shares],
-        mask_key_shares=[_share_to_proto(share) for share in value.mask_key_shares],
-        complaints=value.complaints,
-        excess_seed=value.excess_seed,
-    )
+    message = secagg_pb2.RevealedShares(index=value.index, complaints=value.complaints, excess_seed=value.excess_seed)
+    for share in value.self_seed_shares:
+        message.self_seed_shares.add(owner=share.owner, share=share.share)
+    for share in value.mask_key_shares:
+        message.mask_key_shares.add(owner=share.owner, share=share.share)
+    return message
 
 
 def revealed_from_proto(message: secagg_pb2.RevealedShares) -> messages.RevealedShares:
@@ -252,10 +256,25 @@ def _check_signature(what: str, signature: bytes) -> None:
         )
 
 
-def _sealed_to_proto(value: messages.SealedShare) -> secagg_pb2.SealedShare:
-    return secagg_pb2.SealedShare(
-        sender=value.sender, recipient=value.recipient, ciphertext=value.ciphertext, commitments=value.commitments
-    )
+def _advertisement_fields(value: messages.KeyAdvertisement) -> dict[str, Any]:
+    return {
+        "index": value.index,
+        "cipher_public_key": value.cipher_public_key,
+        "mask_public_key": value.mask_public_key,
+        "self_seed_commitment": value.self_seed_commitment,
+        "certificate_der": value.certificate_der,
+        "signature": value.signature,
+        "noise_commitment": value.noise_commitment,
+    }
+
+
+def _sealed_fields(value: messages.SealedShare) -> dict[str, Any]:
+    return {
+        "sender": value.sender,
+        "recipient": value.recipient,
+        "ciphertext": value.ciphertext,
+        "commitments": value.commitments,
+    }
 
 
 def _sealed_from_proto(shares: Iterable[secagg_pb2.SealedShare]) -> tuple[messages.SealedShare, ...]:
@@ -270,10 +289,6 @@ def _sealed_from_proto(shares: Iterable[secagg_pb2.SealedShare]) -> tuple[messag
             raise RemoteProtocolError("there are too many sealed shares", expected=f"up to {MAX_COHORT}")
         checked[pair] = messages.SealedShare(*pair, share.ciphertext, share.commitments)
     return tuple(checked.values())
-
-
-def _share_to_proto(value: messages.RevealedShare) -> secagg_pb2.RevealedShare:
-    return secagg_pb2.RevealedShare(owner=value.owner, share=value.share)
 
 
 def _share_from_proto(message: secagg_pb2.RevealedShare) -> messages.RevealedShare:

@@ -2,6 +2,8 @@
 
 By itself glibc makes a pool for each thread, and after the first large block that was freed keeps those of its size.
 So a service would hold, after each crowd of uploads, the memory of the worst one that it ever saw.
+
+A process that is there for speed alone, such as one of a load test, does the opposite and gives nothing back.
 """
 
 import ctypes
@@ -19,19 +21,36 @@ Chunks of a stream are smaller: to map each of them anew would double what a str
 SPARE_BYTES = 4 << 20
 """Free memory at the end of a pool that is kept."""
 
+KEPT_BLOCK_BYTES = 32 << 20
+KEPT_SPARE_BYTES = 1 << 30
+GROWTH_BYTES = 16 << 20
+"""The same for a process that keeps what it has: a page that it gives back it takes again, cleared, a moment later."""
+
 # From malloc.h of glibc.
 _M_TRIM_THRESHOLD = -1
+_M_TOP_PAD = -2
 _M_MMAP_THRESHOLD = -3
 _M_ARENA_MAX = -8
 
 
 def tune_memory() -> bool:
     """Call it once, before threads are started. Returns whether the C library is one that can be told."""
+    return _tell((_M_ARENA_MAX, POOLS), (_M_MMAP_THRESHOLD, LARGE_BYTES), (_M_TRIM_THRESHOLD, SPARE_BYTES))
+
+
+def keep_memory() -> bool:
+    """As `tune_memory`, for a process whose memory nobody else needs."""
+    return _tell(
+        (_M_ARENA_MAX, POOLS),
+        (_M_MMAP_THRESHOLD, KEPT_BLOCK_BYTES),
+        (_M_TRIM_THRESHOLD, KEPT_SPARE_BYTES),
+        (_M_TOP_PAD, GROWTH_BYTES),
+    )
+
+
+def _tell(*wanted: tuple[int, int]) -> bool:
     glibc = _glibc()
-    if glibc is None:
-        return False
-    wanted = ((_M_ARENA_MAX, POOLS), (_M_MMAP_THRESHOLD, LARGE_BYTES), (_M_TRIM_THRESHOLD, SPARE_BYTES))
-    return all(glibc.mallopt(parameter, value) == 1 for parameter, value in wanted)
+    return glibc is not None and all(glibc.mallopt(parameter, value) == 1 for parameter, value in wanted)
 
 
 @cache
