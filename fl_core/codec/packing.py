@@ -41,15 +41,7 @@ def pack(vector: RingVector, bits: int) -> npt.NDArray[np.uint8]:
     Raises:
         CodecError: the vector is not flat or not unsigned, or a coordinate does not fit.
     """
-    _check_vector(vector, bits)
-    if vector.dtype == _WHOLE_BYTES.get(bits) and vector.flags.c_contiguous:
-        return vector.view(np.uint8)
-    out = np.empty(packed_bytes(len(vector), bits), np.uint8)
-    if bits in _WHOLE_BYTES:
-        out.view(_WHOLE_BYTES[bits])[:] = vector
-    else:
-        kernels_for(len(vector)).pack(np.ascontiguousarray(vector), bits, out)
-    return out
+    return _pack(vector, bits, len(vector))
 
 
 def pack_blocks(vector: RingVector, bits: int, block: int = BLOCK) -> Iterator[npt.NDArray[np.uint8]]:
@@ -65,16 +57,17 @@ def pack_blocks(vector: RingVector, bits: int, block: int = BLOCK) -> Iterator[n
     """
     _check_block(block)
     for start in range(0, len(vector), block):
-        yield pack(vector[start : start + block], bits)
+        yield _pack(vector[start : start + block], bits, len(vector))
 
 
-def unpack(data: Buffer, length: int, bits: int) -> RingVector:
+def unpack(data: Buffer, length: int, bits: int, of: int | None = None) -> RingVector:
     """Read back what `pack` wrote.
 
     Args:
         data: exactly packed_bytes(length, bits) bytes.
         length: coordinates.
         bits: 1 to 32.
+        of: coordinates of the vector of which these are a part; its kernels are used.
 
     Returns:
         (length,) in the lane of `bits`; a new array.
@@ -84,7 +77,24 @@ def unpack(data: Buffer, length: int, bits: int) -> RingVector:
     """
     stream = _stream(data, length, bits)
     out: RingVector = np.empty(length, lane_dtype(bits))
-    _unpack_into(stream, bits, out, length)
+    _unpack_into(stream, bits, out, length if of is None else of)
+    return out
+
+
+def unpack_into(out: RingVector, data: Buffer, bits: int) -> RingVector:
+    """Read back what `pack` wrote into an array that is there already, and return that.
+
+    Args:
+        out: (d,) in the lane of `bits`, contiguous; all of it is written, unless the data is refused.
+        data: exactly packed_bytes(d, bits) bytes.
+        bits: 1 to 32.
+
+    Raises:
+        CodecError: as `unpack`, or `out` is of another lane.
+    """
+    if out.ndim != 1 or out.dtype != lane_dtype(bits) or not out.flags.c_contiguous:
+        raise CodecError("coordinates cannot be unpacked there", expected=lane_dtype(bits).name, got=out.dtype.name)
+    _unpack_into(_stream(data, len(out), bits), bits, out, len(out))
     return out
 
 
@@ -103,6 +113,19 @@ def unpack_blocks(data: Buffer, length: int, bits: int, block: int = BLOCK) -> I
         first = start * bits // 8
         _unpack_into(stream[first : first + packed_bytes(len(out), bits)], bits, out, length)
         yield start, out
+
+
+def _pack(vector: RingVector, bits: int, length: int) -> npt.NDArray[np.uint8]:
+    """Pack a vector that is the whole or a part of one of `length` coordinates, by which the kernels are chosen."""
+    _check_vector(vector, bits)
+    if vector.dtype == _WHOLE_BYTES.get(bits) and vector.flags.c_contiguous:
+        return vector.view(np.uint8)
+    out = np.empty(packed_bytes(len(vector), bits), np.uint8)
+    if bits in _WHOLE_BYTES:
+        out.view(_WHOLE_BYTES[bits])[:] = vector
+    else:
+        kernels_for(length).pack(np.ascontiguousarray(vector), bits, out)
+    return out
 
 
 def _unpack_into(stream: npt.NDArray[np.uint8], bits: int, out: RingVector, length: int) -> None:

@@ -1,6 +1,5 @@
 """The RPCs of the aggregator."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from functools import partial
 from time import monotonic
@@ -27,6 +26,7 @@ from services.aggregator.partial import Kept, PartialUploads, UploadKey
 from services.aggregator.reporting import AggregateReporter
 from services.aggregator.session import AggregationSession, Upload, sum_bytes
 from services.aggregator.settings import AggregatorSettings
+from services.aggregator.workspace import Workspace
 from services.runtime.identity import Context, caller, role_table
 from services.runtime.membership import check_addressed, check_service, check_site
 from services.runtime.metrics import watch_sessions, watch_staging
@@ -69,7 +69,7 @@ class AggregatorService(aggregator_pb2_grpc.AggregatorServiceServicer):
         self._started = monotonic()
         self._sessions: SessionTable[AggregationSession] = SessionTable(settings.max_sessions)
         self._streams = StreamSlots(settings.streams_per_caller)
-        self._folding = asyncio.Lock()
+        self._workspace = Workspace()
         staging = StagingArea(settings.state_dir / "spool", settings.memory_budget_bytes)
         watch_sessions(lambda: len(self._sessions.open_sessions))
         watch_staging(lambda: staging.free_bytes, settings.memory_budget_bytes)
@@ -129,7 +129,7 @@ class AggregatorService(aggregator_pb2_grpc.AggregatorServiceServicer):
             self._sessions.supersede(plan)
             self._check_memory(plan)
             self._sessions.add(
-                AggregationSession(plan, self._folding, self._partial, self._settings.crypto_threads), owner
+                AggregationSession(plan, self._workspace, self._partial, self._settings.crypto_threads), owner
             )
             log.info("aggregation_opened", job_id=plan.job_id, sites=len(plan.roster))
         return aggregator_pb2.OpenAggregationResponse(session_id=plan.session_id)

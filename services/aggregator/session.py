@@ -14,6 +14,7 @@ from fl_core.rounds.planner import upload_bytes
 from fl_core.secagg.inclusion import UploadTree
 from services.aggregator.partial import PartialUploads
 from services.aggregator.sums import ReleasedSum, RunningSum, add_own_noise, open_sum
+from services.aggregator.workspace import Workspace
 from services.runtime.events import EventLog
 from services.runtime.offload import offload
 from services.runtime.sessions import run_to_end
@@ -63,20 +64,20 @@ class AggregationSession:
 
     Args:
         plan: of the attempt.
-        folding: held while a vector is unpacked and added, so that one such vector exists in the whole service.
+        workspace: where a vector is unpacked and added, one at a time in the whole service.
         partial: uploads that are not whole yet; those of this session go when nothing more is collected.
         threads: that add up an encrypted upload.
     """
 
-    def __init__(self, plan: RoundPlan, folding: asyncio.Lock, partial: PartialUploads, threads: int) -> None:
+    def __init__(self, plan: RoundPlan, workspace: Workspace, partial: PartialUploads, threads: int) -> None:
         self.plan = plan
         self._partial = partial
         self.uploads: EventLog[Upload] = EventLog()
         self.releasing = asyncio.Lock()
         self.released: ReleasedSum | None = None
-        self._folding = folding
+        self._workspace = workspace
         self._phase = Phase.COLLECTING
-        self._sum: RunningSum | None = open_sum(plan, threads)
+        self._sum: RunningSum | None = open_sum(plan, workspace, threads)
         self._final: dict[int, Upload] = {}
         self._broken: dict[int, int] = {}
         self._eligible: frozenset[int] = frozenset()
@@ -428,7 +429,7 @@ class AggregationSession:
 
     async def _undivided(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         async def locked() -> None:
-            async with self._folding:
+            async with self._workspace.lock:
                 await work()
 
         # A thread that adds cannot be stopped half-way, so a caller who goes away must not free the lock before.

@@ -15,8 +15,9 @@ from fl_core.rounds.planner import private_codec_of
 from fl_core.rounds.uploads import plain_vector
 from fl_core.secagg.masked_sum import AwaitingMask, CollectingMaskedInputs
 from fl_core.secagg.messages import MaskedInput
+from services.aggregator.workspace import Workspace
 from services.runtime.offload import offload
-from services.runtime.staging import StagedStream, read_vector
+from services.runtime.staging import StagedStream
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,16 +81,17 @@ class RunningSum(Protocol):
         """The sum in the clear, once."""
 
 
-def open_sum(plan: RoundPlan, threads: int) -> RunningSum:
+def open_sum(plan: RoundPlan, workspace: Workspace, threads: int) -> RunningSum:
     """An empty sum, of the kind that the plan asks for.
 
     Args:
         plan: of the session.
+        workspace: where masked uploads are unpacked; whoever calls `take` holds its lock.
         threads: that add up one encrypted upload; the others are limited by memory, not by arithmetic.
     """
     match plan.aggregation:
         case Aggregation.SECAGG:
-            return MaskedSum(plan)
+            return MaskedSum(plan, workspace)
         case Aggregation.PAILLIER:
             return _encrypted_sum(plan, threads)
         case Aggregation.PLAIN:
@@ -106,8 +108,9 @@ def _encrypted_sum(plan: RoundPlan, threads: int) -> RunningSum:
 class MaskedSum:
     """Masked uploads; the phases of the core do the work."""
 
-    def __init__(self, plan: RoundPlan) -> None:
+    def __init__(self, plan: RoundPlan, workspace: Workspace) -> None:
         self._plan = plan
+        self._workspace = workspace
         self._collecting = CollectingMaskedInputs(plan.session_context())
         self._awaiting: AwaitingMask | None = None
 
@@ -117,7 +120,9 @@ class MaskedSum:
 
     async def take(self, index: int, staged: StagedStream, sha256: bytes) -> None:  # noqa: ARG002 - nothing was signed
         """See `RunningSum`."""
-        await offload(lambda: self.add(index, read_vector(staged, self._plan.length, self._plan.codec.ring_bits)))
+        ring_bits = self._plan.codec.ring_bits
+        vector = self._workspace.vector(self._plan.length, ring_bits)
+        await offload(lambda: self.add(index, staged.read_into(vector, ring_bits)))
 
     def add(self, index: int, vector: RingVector) -> None:
         """Add one masked upload."""

@@ -10,7 +10,7 @@ from typing import IO, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from fl_core.codec.packing import packed_bytes, unpack, unpack_blocks
+from fl_core.codec.packing import packed_bytes, unpack, unpack_blocks, unpack_into
 from fl_core.crypto.mask_prg import RingVector, lane_dtype
 from fl_core.errors import StorageError
 from services.runtime.offload import offload
@@ -33,6 +33,13 @@ class StagedStream(Protocol):
             StorageError: the disk failed.
         """
 
+    def read_into(self, vector: RingVector, ring_bits: int) -> RingVector:
+        """Unpack all that was written into a vector in the ring's lane, and return that.
+
+        Raises:
+            StorageError: the disk failed.
+        """
+
     def read_blocks(self, length: int, ring_bits: int) -> Iterator[RingVector]:
         """The packed vector that was written, in order, in parts of at most `BLOCK` coordinates, in the ring's lane.
 
@@ -47,12 +54,7 @@ def read_vector(staged: StagedStream, length: int, ring_bits: int) -> RingVector
     Raises:
         StorageError: the disk failed.
     """
-    vector: RingVector = np.empty(length, lane_dtype(ring_bits))
-    start = 0
-    for block in staged.read_blocks(length, ring_bits):
-        vector[start : start + len(block)] = block
-        start += len(block)
-    return vector
+    return staged.read_into(np.empty(length, lane_dtype(ring_bits)), ring_bits)
 
 
 class StagingArea:
@@ -112,6 +114,9 @@ class _InMemory:
     def read_all(self) -> npt.NDArray[np.uint8]:
         return self._buffer[: self._written]
 
+    def read_into(self, vector: RingVector, ring_bits: int) -> RingVector:
+        return unpack_into(vector, self._buffer[: self._written], ring_bits)
+
     def read_blocks(self, length: int, ring_bits: int) -> Iterator[RingVector]:
         for _, block in unpack_blocks(self._buffer[: self._written], length, ring_bits, BLOCK):
             yield block
@@ -139,13 +144,20 @@ class _OnDisk:
         except OSError as error:
             raise _disk_error(error) from error
 
+    def read_into(self, vector: RingVector, ring_bits: int) -> RingVector:
+        start = 0
+        for block in self.read_blocks(len(vector), ring_bits):
+            vector[start : start + len(block)] = block
+            start += len(block)
+        return vector
+
     def read_blocks(self, length: int, ring_bits: int) -> Iterator[RingVector]:
         # Read piece by piece: the packed bytes never stand in memory as a whole.
         try:
             self._file.seek(0)
             for start in range(0, length, BLOCK):
                 count = min(BLOCK, length - start)
-                yield unpack(self._file.read(packed_bytes(count, ring_bits)), count, ring_bits)
+                yield unpack(self._file.read(packed_bytes(count, ring_bits)), count, ring_bits, of=length)
         except OSError as error:
             raise _disk_error(error) from error
 

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fl_core.codec.packing import pack, pack_blocks, packed_bytes, unpack, unpack_blocks
+from fl_core.codec.kernels import COMPILED_FROM
+from fl_core.codec.packing import pack, pack_blocks, packed_bytes, unpack, unpack_blocks, unpack_into
 from fl_core.crypto.mask_prg import RingVector, lane_dtype
 from fl_core.errors import CodecError
 
@@ -51,6 +52,35 @@ def test_pieces_are_the_whole(bits: int, length: int, block: int) -> None:
     for start, piece in unpack_blocks(packed, length, bits, block):
         back[start : start + len(piece)] = piece
     np.testing.assert_array_equal(back, vector)
+
+
+@pytest.mark.parametrize("bits", [13, 23])
+def test_pieces_of_a_large_vector_are_the_whole(bits: int) -> None:
+    vector = vector_of(bits, COMPILED_FROM + 11, 3)
+    packed = pack(vector, bits).tobytes()
+    assert b"".join(piece.tobytes() for piece in pack_blocks(vector, bits)) == packed
+    last = COMPILED_FROM * bits // 8
+    np.testing.assert_array_equal(unpack(packed[last:], 11, bits, of=len(vector)), vector[-11:])
+
+
+@given(WIDTHS, st.integers(0, 300))
+def test_a_vector_can_be_unpacked_into_memory_that_is_there(bits: int, length: int) -> None:
+    vector = vector_of(bits, length, 1)
+    used = vector_of(bits, length, 2)
+    assert unpack_into(used, pack(vector, bits), bits) is used
+    np.testing.assert_array_equal(used, vector)
+
+
+def test_memory_of_another_form_is_refused_and_stays_as_it_was() -> None:
+    packed = pack(vector_of(23, 8, 1), 23)
+    for wrong in (np.zeros(8, np.uint16), np.zeros(16, np.uint32)[::2], np.zeros((2, 4), np.uint32)):
+        with pytest.raises(CodecError, match="cannot be unpacked there"):
+            unpack_into(wrong, packed, 23)
+        assert not wrong.any()
+    longer = np.zeros(9, np.uint32)
+    with pytest.raises(CodecError, match="wrong size"):
+        unpack_into(longer, packed, 23)
+    assert not longer.any()
 
 
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
